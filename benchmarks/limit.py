@@ -1,0 +1,95 @@
+"""The limit: a tight TensorFlow loop, written without the product: one compiled function over the whole local epoch, weights in and out.
+
+Usage: limit.py WORK REPEATS THREADS [xla]. Prints the milliseconds of every round: all hospitals of the cohort one after another, plain SGD, weights
+and patients as numpy arrays, and the average of the models.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from work import WORKS, Work
+
+Weights = list[Any]
+
+
+def initial(work: Work) -> Weights:
+    """Draw the first weights."""
+    generator = np.random.default_rng(1)
+    if len(work.shape) > 1:
+        shapes = [(3, 3, 1, 32), (32,), (5408, 64), (64,), (64, 1), (1,)]
+    else:
+        shapes = [(work.shape[0], 16), (16,), (16, 1), (1,)]
+    return [generator.normal(0, 0.05, shape).astype(np.float32) for shape in shapes]
+
+
+def forward(work: Work, weights: Weights, x: Any) -> Any:
+    """Return the logits of a batch."""
+    import tensorflow as tf
+
+    if len(work.shape) > 1:
+        x = tf.nn.relu(tf.nn.conv2d(tf.cast(x, tf.float32) / 255.0, weights[0], 1, "VALID") + weights[1])
+        x = tf.reshape(tf.nn.max_pool2d(x, 2, 2, "VALID"), [-1, 5408])
+    hidden, bias, output, last = weights[-4:]
+    return (tf.nn.relu(x @ hidden + bias) @ output + last)[:, 0]
+
+
+def compile_epochs(work: Work, *, xla: bool) -> Callable[..., Any]:
+    """Return the compiled function ``(x, y, order, *weights) -> weights``; ``order`` holds the row numbers of every step's batch."""
+    import tensorflow as tf
+
+    @tf.function(jit_compile=xla)
+    def epochs(x: Any, y: Any, order: Any, *weights: Any) -> Any:
+        def step(index: Any, *weights: Any) -> Any:
+            rows = order[index]
+            with tf.GradientTape() as tape:
+                tape.watch(weights)
+                logits = forward(work, list(weights), tf.gather(x, rows))
+                losses = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(tf.gather(y, rows), tf.float32), logits)
+                loss = tf.reduce_mean(losses)
+            gradients = tape.gradient(loss, weights)
+            return index + 1, *[w - work.learning_rate * g for w, g in zip(weights, gradients, strict=True)]
+
+        return tf.while_loop(lambda index, *_: index < tf.shape(order)[0], step, (tf.constant(0), *weights))[1:]
+
+    return epochs  # type: ignore[no-any-return]
+
+
+def draw(work: Work, rows: int, generator: np.random.Generator) -> Any:
+    """Draw the batches of the local epochs; the last one is filled up from the start, where ours is padded and masked."""
+    size = -(-rows // work.batch_size) * work.batch_size
+    orders = [np.resize(generator.permutation(rows), size).reshape(-1, work.batch_size) for _ in range(work.epochs)]
+    return np.concatenate(orders).astype(np.int32)
+
+
+def measure(work: Work, repeats: int, *, xla: bool) -> list[float]:
+    """Return the milliseconds of each round, after two that do not count."""
+    epochs, weights, times = compile_epochs(work, xla=xla), initial(work), []
+    patients = [work.patients(number) for number in range(work.cohort)]
+    generator = np.random.default_rng(1)
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        total = [np.zeros_like(weight) for weight in weights]
+        for x, y in patients:
+            for sum_, weight in zip(total, epochs(x, y, draw(work, len(y), generator), *weights), strict=True):
+                sum_ += weight.numpy()
+        weights = [sum_ / np.float32(work.cohort) for sum_ in total]
+        times.append(1000.0 * (time.perf_counter() - start))
+    return times[2:]
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    import tensorflow as tf
+
+    work, repeats, threads = WORKS[sys.argv[1]], int(sys.argv[2]), int(sys.argv[3])
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    print(json.dumps({"rounds": measure(work, repeats, xla=sys.argv[4:] == ["xla"])}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The Flower ClientApp: a thin stub that hands each message to the hospital's worker and sends back its answer.
+
+It imports neither TensorFlow nor data. Which worker answers is settled by the node, never by the run.
+"""
+
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from client.hospital import Hospital
+from client.worker import State, Worker
+from common import messages, wire
+from common.errors import FedwardError, UpdateRejected
+
+REFUSED, FAILED = 1, 2
+"""Codes of errors that cross the border; the text is a code too, and details stay in the hospital's own log."""
+
+_log = logging.getLogger(__name__)
+
+
+class Seat(Protocol):
+    """Where a node's messages are answered: the worker, and the hospital that the node stands for."""
+
+    worker: Worker
+    hospital: Hospital
+
+    def spoil(self, message: Message, answer: Callable[[], Message]) -> Message:
+        """Answer, with the faults that a scenario declares; a real hospital declares none."""
+
+
+Finder = Callable[[Context], Seat]
+
+
+def make_app(find: Finder) -> ClientApp:
+    """Return the app of a node whose worker is found by ``find``."""
+    app = ClientApp()
+
+    def handle(message: Message, context: Context) -> Message:
+        seat = find(context)
+        return seat.spoil(message, lambda: _answer(seat, message, context))
+
+    app.train()(handle)
+    app.evaluate()(handle)
+    for kind in (messages.STATISTICS, messages.COMPARE):
+        app.query(kind.partition(".")[2])(handle)
+    return app
+
+
+def _answer(seat: Seat, message: Message, context: Context) -> Message:
+    try:
+        request = messages.unpack_request(message.content)
+        state = _load(context)
+        reply = seat.worker.answer(message.metadata.message_type, seat.hospital, request, state)
+        _store(context, state)
+        return Message(messages.pack_reply(reply), reply_to=message)
+    except FedwardError as error:
+        _log.warning("request refused: %s", error)
+        code = error.code if isinstance(error, UpdateRejected) else type(error).__name__
+        return Message(Error(REFUSED, code), reply_to=message)
+    except Exception:  # the border: whatever went wrong here, its text may hold a patient's value and must not travel
+        _log.exception("request failed")
+        return Message(Error(FAILED, "failed"), reply_to=message)
+
+
+def _load(context: Context) -> State:
+    record = context.state.array_records.get("hospital")
+    return {} if record is None else wire.from_record(record)
+
+
+def _store(context: Context, state: State) -> None:
+    if state:
+        context.state["hospital"] = wire.to_record(state)
+
+
+def _find(context: Context) -> Seat:
+    """Find the seat of a node that Flower started. Simulated nodes have a partition number, and their worker is not part of the bundle."""
+    if "partition-id" not in context.node_config:
+        raise FedwardError("this node has no worker; start it by 'fedward hospital start'")
+    seat: Seat = importlib.import_module("simulations.hospitals").seat_of(str(context.run_config["scenario"]), context)
+    return seat
+
+
+app = make_app(_find)

@@ -1,0 +1,39 @@
+"""Evaluation: predictions for a hospital's own patients, turned into statistics that add before anything leaves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.layout import Vector
+from common.network import Network
+
+BATCH = 1024
+
+
+def compile_predict(network: Network, dtype: Any) -> Callable[..., Any]:
+    """Return the compiled function ``(shared, local, x) -> outputs``, for any count of rows."""
+    import tensorflow as tf
+
+    from client.training import lay_out, with_seeds
+
+    model = network.model
+
+    def predict(shared: Any, local: Any, x: Any) -> Any:
+        trainable, fixed = lay_out(network, shared, local)
+        states = with_seeds(model, fixed, tf.zeros([2], tf.int32))
+        return model.stateless_call(trainable, states, tf.cast(x, model.inputs[0].dtype), training=False)[0]
+
+    signature = [
+        tf.TensorSpec([network.shared.size], tf.float32),
+        tf.TensorSpec([network.local.size], tf.float32),
+        tf.TensorSpec([None, *model.input_shape[1:]], dtype),
+    ]
+    return tf.function(predict, input_signature=signature)  # type: ignore[no-any-return]
+
+
+def outputs(predict: Callable[..., Any], shared: Vector, local: Vector, x: NDArray[Any], width: int) -> NDArray[np.float32]:
+    """Return the model's outputs, float32 ``(n, width)``, computed in slices so that memory stays flat."""
+    parts = [predict(shared, local, x[start : start + BATCH]).numpy() for start in range(0, len(x), BATCH)]
+    return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)

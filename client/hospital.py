@@ -1,0 +1,15 @@
+"""The hospital: one holder of patients. A real one is opened from its files, a virtual one is made from arrays; the class is the same."""
+
+from dataclasses import dataclass
+
+from common.tasks.task import Records
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """A hospital's raw rows. No patient is in two of the three parts; ``validation`` is empty unless the run stops early."""
+
+    name: str
+    train: Records
+    validation: Records
+    test: Records

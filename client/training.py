@@ -1,0 +1,252 @@
+"""Local training: a whole local epoch, or several, as one compiled function from weights to weights.
+
+The order of the batches is made outside as a plan of row numbers, so that one compiled function serves every hospital, whatever
+its size: short batches are padded with -1 and masked, and no new size is ever traced.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.config import TrainingConfig
+from common.layout import Layout, Vector
+from common.network import Network
+from common.tasks.task import Task
+
+Plan = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is compiled into the step; numbers that change from round to round are arguments instead."""
+
+    optimizer: str
+    momentum: float
+    weight_decay: float
+    augment: bool
+    proximal: bool
+    controls: bool
+    xla: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training leaves: both weight vectors, and the sum over ``steps`` batches of their mean losses."""
+
+    shared: Vector
+    local: Vector
+    loss: float
+    steps: int
+
+
+def method_of(task: Task, training: TrainingConfig, *, proximal: bool, controls: bool) -> Method:
+    """Choose what is compiled for a run's settings."""
+    xla = task.xla if training.compile == "auto" else training.compile == "xla"
+    augment = training.augment and task.augment is not None
+    return Method(training.optimizer, training.momentum, training.weight_decay, augment, proximal, controls, xla)
+
+
+def plan(rows: int, batch_size: int, epochs: int, generator: np.random.Generator) -> Plan:
+    """Draw the batches: int32 row numbers of shape ``(steps, batch_size)``, every row once an epoch, -1 where a batch is short.
+
+    >>> plan(3, 2, 1, np.random.default_rng(0))
+    array([[ 2,  0],
+           [ 1, -1]], dtype=int32)
+    """
+    steps = -(-rows // batch_size)
+    batches = np.full((epochs, steps * batch_size), -1, np.int32)
+    for epoch in batches:
+        epoch[:rows] = generator.permutation(rows)
+    return batches.reshape(epochs * steps, batch_size)
+
+
+def compile_fit(network: Network, task: Task, method: Method, dtype: Any) -> Callable[..., Any]:
+    """Return the compiled function ``(shared, local, x, y, rows, seed, rate, proximal, correction) -> (shared, local, loss)``.
+
+    ``x`` has the data's own ``dtype``; ``rows`` is a `Plan`; ``seed`` int32 ``(2,)``; ``rate`` the step size; ``proximal`` FedProx's mu (Li et al. 2020, section
+    3.2); ``correction`` SCAFFOLD's ``c - c_i`` over the shared weights (Karimireddy et al. 2020, equation 3), or empty. The loss is the sum of the batch means.
+    """
+    import tensorflow as tf
+
+    vector, scalar = tf.TensorSpec([None], tf.float32), tf.TensorSpec([], tf.float32)
+    signature = [
+        tf.TensorSpec([network.shared.size], tf.float32),
+        tf.TensorSpec([network.local.size], tf.float32),
+        tf.TensorSpec([None, *network.model.input_shape[1:]], dtype),
+        tf.TensorSpec([None], tf.int32),
+        tf.TensorSpec([None, None], tf.int32),
+        tf.TensorSpec([2], tf.int32),
+        scalar,
+        scalar,
+        vector,
+    ]
+    return tf.function(_Epochs(network, task, method).run, input_signature=signature, jit_compile=method.xla)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class _Epochs:
+    """The graph of local training; every method is called once, while it is traced. Tensors are typed Any: TensorFlow ships no types."""
+
+    network: Network
+    task: Task
+    method: Method
+
+    @cached_property
+    def moves(self) -> list[bool]:
+        """Tell for every weight whether gradients move it."""
+        return _moves(self.network)
+
+    def run(self, shared: Any, local: Any, x: Any, y: Any, rows: Any, seed: Any, rate: Any, proximal: Any, correction: Any) -> Any:
+        import tensorflow as tf
+
+        network, method = self.network, self.method
+        start = _weights(network, shared, local)
+        pulls = self.pulls(start, proximal, correction)
+
+        def step(index: Any, weights: list[Any], slots: list[Any], losses: Any) -> tuple[Any, ...]:
+            gradients, fixed, loss = self.gradients(weights, self.batch(x, y, rows[index], seed + tf.stack([index, 0])))
+            moving = _pick(weights, self.moves, kind=True)
+            gradients = [pull(g, w) for pull, g, w in zip(pulls, gradients, moving, strict=True)]
+            moved, slots = OPTIMIZERS[method.optimizer].step(moving, gradients, slots, rate, index, method.momentum)
+            kinds = {True: iter(moved), False: iter(fixed)}
+            return index + 1, [next(kinds[moves]) for moves in self.moves], slots, losses + loss
+
+        slots = [tf.zeros_like(w) for _ in range(OPTIMIZERS[method.optimizer].slots) for w in _pick(start, self.moves, kind=True)]
+        begin = (tf.constant(0), start, slots, tf.constant(0.0))
+        _, weights, _, losses = tf.while_loop(lambda index, *_: index < tf.shape(rows)[0], step, begin)
+        ours, theirs = network.divide(list(weights))
+        return _join(ours), _join(theirs), losses
+
+    def batch(self, x: Any, y: Any, chosen: Any, seed: Any) -> tuple[Any, Any, Any, Any]:
+        """Gather the rows of one batch; a row number of -1 gives a row with mask 0."""
+        import tensorflow as tf
+
+        taken = tf.maximum(chosen, 0)
+        inputs = tf.gather(x, taken)
+        if self.method.augment and self.task.augment is not None:
+            inputs = self.task.augment(inputs, seed)
+        return inputs, tf.gather(y, taken), tf.cast(chosen >= 0, tf.float32), seed
+
+    def gradients(self, weights: list[Any], batch: tuple[Any, Any, Any, Any]) -> tuple[list[Any], list[Any], Any]:
+        """Return the gradients of the weights that move, the new values of the others, and the mean loss of the batch."""
+        import tensorflow as tf
+
+        x, y, mask, seed = batch
+        model = self.network.model
+        moving, fixed = (_pick(weights, self.moves, kind=kind) for kind in (True, False))
+        with tf.GradientTape() as tape:
+            tape.watch(moving)
+            inputs = tf.cast(x, model.inputs[0].dtype)
+            outputs, states = model.stateless_call(moving, with_seeds(model, fixed, seed), inputs, training=True)
+            loss = tf.reduce_sum(self.task.objective.loss(y, outputs) * mask) / tf.maximum(tf.reduce_sum(mask), 1.0)
+        gradients = tape.gradient(loss, moving, unconnected_gradients="zero")
+        return [tf.convert_to_tensor(g) for g in gradients], _pick(states, _seeded(model), kind=False), loss
+
+    def pulls(self, start: list[Any], proximal: Any, correction: Any) -> list[Callable[[Any, Any], Any]]:
+        """Return, for every weight that moves, what is added to its gradient: weight decay, FedProx's pull, SCAFFOLD's correction."""
+        import tensorflow as tf
+
+        network, method = self.network, self.method
+        nothing = [tf.zeros_like(w) for w in _split(tf.zeros([network.local.size]), network.local)]
+        shift = network.interleave(_split(correction, network.shared), nothing) if method.controls else start
+
+        def pull(anchor: Any, toward: Any) -> Callable[[Any, Any], Any]:
+            def add(gradient: Any, weight: Any) -> Any:
+                if method.weight_decay and len(weight.shape) > 1:
+                    gradient = gradient + method.weight_decay * weight
+                if method.proximal:
+                    gradient = gradient + proximal * (weight - anchor)
+                return gradient + toward if method.controls else gradient
+
+            return add
+
+        anchors, shifts = _pick(start, self.moves, kind=True), _pick(shift, self.moves, kind=True)
+        return [pull(anchor, toward) for anchor, toward in zip(anchors, shifts, strict=True)]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """One step ``(weights, gradients, slots, rate, index, momentum) -> (weights, slots)``; ``slots`` zero tensors a weight at the start."""
+
+    slots: int
+    step: Callable[..., tuple[list[Any], list[Any]]]
+
+
+def _sgd(weights: list[Any], gradients: list[Any], slots: list[Any], rate: Any, _index: Any, _momentum: float) -> tuple[list[Any], list[Any]]:
+    return [w - rate * g for w, g in zip(weights, gradients, strict=True)], slots
+
+
+def _momentum(weights: list[Any], gradients: list[Any], slots: list[Any], rate: Any, _index: Any, momentum: float) -> tuple[list[Any], list[Any]]:
+    slots = [momentum * v + g for v, g in zip(slots, gradients, strict=True)]
+    return [w - rate * v for w, v in zip(weights, slots, strict=True)], slots
+
+
+def _adam(weights: list[Any], gradients: list[Any], slots: list[Any], rate: Any, index: Any, _momentum: float) -> tuple[list[Any], list[Any]]:
+    """Kingma and Ba 2015, algorithm 1, in the form of the end of section 2."""
+    import tensorflow as tf
+
+    time = tf.cast(index + 1, tf.float32)
+    rate = rate * tf.sqrt(1.0 - tf.pow(0.999, time)) / (1.0 - tf.pow(0.9, time))
+    half = len(weights)
+    first = [0.9 * m + 0.1 * g for m, g in zip(slots[:half], gradients, strict=True)]
+    second = [0.999 * v + 0.001 * g * g for v, g in zip(slots[half:], gradients, strict=True)]
+    moved = [w - rate * m / (tf.sqrt(v) + 1e-7) for w, m, v in zip(weights, first, second, strict=True)]
+    return moved, first + second
+
+
+OPTIMIZERS = {"sgd": Optimizer(0, _sgd), "momentum": Optimizer(1, _momentum), "adam": Optimizer(2, _adam)}
+
+
+def lay_out(network: Network, shared: Any, local: Any) -> tuple[list[Any], list[Any]]:
+    """Return, from the two vectors, the weights that gradients move and those that they do not, as Keras's ``stateless_call`` takes them."""
+    weights, moves = _weights(network, shared, local), _moves(network)
+    return _pick(weights, moves, kind=True), _pick(weights, moves, kind=False)
+
+
+def _weights(network: Network, shared: Any, local: Any) -> list[Any]:
+    return network.interleave(_split(shared, network.shared), _split(local, network.local))
+
+
+def _moves(network: Network) -> list[bool]:
+    trainable = {id(weight) for weight in network.model.trainable_weights}
+    return [id(weight) in trainable for weight in network.model.weights]
+
+
+def _split(vector: Any, layout: Layout) -> list[Any]:
+    import tensorflow as tf
+
+    if not layout.entries:
+        return []
+    parts = tf.split(vector, [entry.size for entry in layout.entries])
+    return [tf.reshape(part, entry.shape) for part, entry in zip(parts, layout.entries, strict=True)]
+
+
+def _join(parts: list[Any]) -> Any:
+    import tensorflow as tf
+
+    return tf.concat([tf.reshape(part, [-1]) for part in parts], 0) if parts else tf.zeros([0])
+
+
+def _pick(items: Sequence[Any], flags: Sequence[bool], *, kind: bool) -> list[Any]:
+    return [item for item, flag in zip(items, flags, strict=True) if flag is kind]
+
+
+def _seeded(model: Any) -> list[bool]:
+    """Tell which of the model's non-trainable variables are states of random generators (dropout) and no weights."""
+    weights = {id(weight) for weight in model.non_trainable_weights}
+    return [id(variable) not in weights for variable in model.non_trainable_variables]
+
+
+def with_seeds(model: Any, fixed: list[Any], seed: Any) -> list[Any]:
+    """Lay the weights that don't move and fresh states of the random generators in the order that ``stateless_call`` expects."""
+    import tensorflow as tf
+
+    values, variables = iter(fixed), model.non_trainable_variables
+    return [
+        tf.cast(seed + tf.constant([0, number]), variable.dtype) if is_seed else next(values)
+        for number, (variable, is_seed) in enumerate(zip(variables, _seeded(model), strict=True))
+    ]

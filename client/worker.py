@@ -1,0 +1,215 @@
+"""The resident worker: keeps TensorFlow, the encoded patients and the compiled functions between messages, and does what is asked.
+
+It knows nothing of Flower's apps; `client.app` hands it requests. One worker serves one real hospital, or any number of virtual ones, which then share
+every compiled function.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client import evaluation, training
+from client.hospital import Hospital
+from common import network as networks
+from common import wire
+from common.config import Choice, RunConfig
+from common.errors import UpdateRejected
+from common.layout import Vector
+from common.messages import COMPARE, EVALUATE, STATISTICS, TRAIN, Reply, Request, prefixed
+from common.network import Network, seed_for
+from common.statistics import Statistics
+from common.tasks import task_of
+from common.tasks.task import Examples, Records, Task, rows_of
+
+State = dict[str, NDArray[Any]]
+"""What a hospital keeps between rounds: its local weights, its control variate, what lossy codecs have not yet sent."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task with its preparation: the network, and the functions compiled for it so far (filled as they are needed)."""
+
+    task: Task
+    network: Network
+    local: Vector
+    functions: dict[Any, Callable[..., Any]]
+
+
+class Worker:
+    """Answers requests for the hospitals of this process. Caches only; what must last is in the state that comes and goes with each request."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self._prepared: dict[tuple[Choice, str, str, int], Prepared] = {}
+        self._functions: dict[str, dict[Any, Callable[..., Any]]] = {}
+        self._encoded: dict[tuple[str, str], tuple[str, Examples]] = {}
+        self._answers: dict[str, Callable[[Hospital, Request, State], Reply]] = {
+            STATISTICS: self._statistics,
+            TRAIN: self._train,
+            EVALUATE: self._evaluate,
+            COMPARE: self._compare,
+        }
+
+    def answer(self, kind: str, hospital: Hospital, request: Request, state: State) -> Reply:
+        """Do what a message of this kind asks; ``state`` is changed in place."""
+        return self._answers[kind](hospital, request, state)
+
+    def _statistics(self, hospital: Hospital, request: Request, _state: State) -> Reply:
+        task = task_of(request.config.task)
+        counts = {part: _count_classes(task, records) for part, records in _parts(hospital).items()}
+        statistics = prefixed("task", task.summarise(hospital.train)) | prefixed("count", counts)
+        return Reply(statistics=statistics, num_examples=rows_of(hospital.train), texts={"hospital": hospital.name})
+
+    def _train(self, hospital: Hospital, request: Request, state: State) -> Reply:
+        config = request.config
+        prepared = self._prepare(config, request)
+        examples = self._examples(hospital, "train", prepared.task, request)
+        weights = request.arrays["weights"]
+        statistics = self._judge(hospital, prepared, request, state) if request.options["evaluate"] else {}
+        trained = self._fit(hospital, prepared, examples, request, state)
+        vector = trained.shared - weights
+        if "control" in request.arrays:
+            rate = _rate(config, int(request.options["server-round"]))
+            vector = np.concatenate([vector, _new_control(state, request.arrays["control"], vector, trained.steps * rate)])
+        state.update({"local": trained.local} if trained.local.size else {})
+        arrays, left = wire.encode_with_feedback(vector, config.update, state.get("residual"))
+        state.update({} if left is None else {"residual": left})
+        statistics["train/loss"] = np.array([trained.loss, trained.steps], np.float64)
+        return Reply(arrays, statistics, num_examples=len(examples))
+
+    def _fit(self, hospital: Hospital, prepared: Prepared, examples: Examples, request: Request, state: State) -> training.Trained:
+        config, number = request.config, int(request.options["server-round"])
+        proximal = float(request.options.get("proximal", 0.0))
+        method = training.method_of(prepared.task, config.training, proximal=proximal > 0, controls="control" in request.arrays)
+        generator = np.random.default_rng(seed_for(config.seed, "train", number, hospital.name))
+        rows = training.plan(len(examples), config.training.batch_size, config.training.epochs, generator)
+        fit = self._compiled(prepared, method, examples)
+        correction = np.zeros(0, np.float32)
+        if method.controls:
+            control = request.arrays["control"]
+            correction = control - state.setdefault("control", np.zeros_like(control))
+        shared, local, loss = fit(
+            request.arrays["weights"],
+            state.get("local", prepared.local),
+            *_padded(examples, exact=not method.xla),
+            rows,
+            generator.integers(2**31, size=2, dtype=np.int32),
+            np.float32(_rate(config, number)),
+            np.float32(proximal),
+            correction,
+        )
+        return training.Trained(shared.numpy(), local.numpy(), float(loss), len(rows))
+
+    def _evaluate(self, hospital: Hospital, request: Request, state: State) -> Reply:
+        prepared = self._prepare(request.config, request)
+        return Reply(statistics=self._judge(hospital, prepared, request, _kept(request, state)), num_examples=rows_of(hospital.test))
+
+    def _compare(self, hospital: Hospital, request: Request, state: State) -> Reply:
+        """Judge two models on the same test patients; each comes with its own preparation."""
+        prepared = self._prepare(request.config, request)
+        ours, examples = self._predict(hospital, "test", prepared, request, _kept(request, state))
+        other = Request(request.run, {"weights": request.arrays["other"]}, _other_options(request.options))
+        theirs, _ = self._predict(hospital, "test", self._prepare(request.config, other), other, {})
+        return Reply(statistics=prefixed("compare", prepared.task.objective.compare(examples.y, ours, theirs)))
+
+    def _judge(self, hospital: Hospital, prepared: Prepared, request: Request, state: State) -> dict[str, NDArray[Any]]:
+        statistics: dict[str, NDArray[Any]] = {}
+        for part in ("test", "validation"):
+            if rows_of(_parts(hospital)[part]):
+                predictions, examples = self._predict(hospital, part, prepared, request, state)
+                statistics |= prefixed(part, prepared.task.objective.summarise(examples.y, predictions))
+        return statistics
+
+    def _predict(self, hospital: Hospital, part: str, prepared: Prepared, request: Request, state: State) -> tuple[NDArray[np.float64], Examples]:
+        examples = self._examples(hospital, part, prepared.task, request)
+        key = ("predict", examples.x.dtype.str)
+        if key not in prepared.functions:
+            prepared.functions[key] = evaluation.compile_predict(prepared.network, examples.x.dtype)
+        local = state.get("local", prepared.local)
+        width = prepared.network.model.output_shape[-1]
+        outputs = evaluation.outputs(prepared.functions[key], request.arrays["weights"], local, examples.x, width)
+        return prepared.task.objective.predict(outputs), examples
+
+    def _prepare(self, config: RunConfig, request: Request) -> Prepared:
+        preparation, local_parts = str(request.options["preparation"]), str(request.options["local-parts"])
+        key = (config.task, preparation, local_parts, config.seed)
+        if key not in self._prepared:
+            _limit_threads(self._threads)
+            task = task_of(config.task)
+            network = networks.build(task, json.loads(preparation), tuple(filter(None, local_parts.split(","))), config.seed)
+            # Preparations that lead to the same model share its compiled functions.
+            functions = self._functions.setdefault(network.model.to_json() + network.shared.digest, {})
+            self._prepared[key] = Prepared(task, network, network.vectors()[1], functions)
+        prepared = self._prepared[key]
+        size = len(request.arrays["weights"])
+        if size != prepared.network.shared.size:
+            raise UpdateRejected("layout", f"the model sent has {size} shared weights; the task's has {prepared.network.shared.size}")
+        return prepared
+
+    def _compiled(self, prepared: Prepared, method: training.Method, examples: Examples) -> Callable[..., Any]:
+        key = (method, examples.x.dtype.str)
+        if key not in prepared.functions:
+            prepared.functions[key] = training.compile_fit(prepared.network, prepared.task, method, examples.x.dtype)
+        return prepared.functions[key]
+
+    def _examples(self, hospital: Hospital, part: str, task: Task, request: Request) -> Examples:
+        """Encode a part of the hospital's rows, once for a preparation."""
+        preparation = str(request.options["preparation"])
+        known, examples = self._encoded.get((hospital.name, part), ("", None))
+        if examples is None or known != preparation:
+            examples = task.encode(_parts(hospital)[part], json.loads(preparation))
+            self._encoded[hospital.name, part] = (preparation, examples)
+        return examples
+
+
+def _parts(hospital: Hospital) -> dict[str, Records]:
+    return {"train": hospital.train, "validation": hospital.validation, "test": hospital.test}
+
+
+def _count_classes(task: Task, records: Records) -> NDArray[np.float64]:
+    labels = task.classify(records)
+    return np.bincount(labels, minlength=len(task.classes)).astype(np.float64)
+
+
+def _rate(config: RunConfig, number: int) -> float:
+    return config.training.learning_rate * config.training.learning_rate_decay ** (number - 1)
+
+
+def _new_control(state: State, control: Vector, delta: Vector, travelled: float) -> Vector:
+    """Set the hospital's control variate by option II of SCAFFOLD (Karimireddy et al. 2020, algorithm 1, line 12); return its change."""
+    change = -control - delta / np.float32(travelled)
+    state["control"] = state["control"] + change
+    return change
+
+
+def _padded(examples: Examples, *, exact: bool) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """Pad rows to a power of two, since XLA compiles anew for every shape; the plan never names the padding."""
+    if exact:
+        return examples.x, examples.y
+    more = (1 << max(len(examples) - 1, 1).bit_length()) - len(examples)
+    x = np.concatenate([examples.x, np.zeros((more, *examples.x.shape[1:]), examples.x.dtype)])
+    return x, np.concatenate([examples.y, np.zeros(more, np.int32)])
+
+
+def _kept(request: Request, state: State) -> State:
+    """Return the hospital's state where the model asked about has parts that stay here; another model has no use for them."""
+    return state if request.options["local-parts"] else {}
+
+
+def _other_options(options: Mapping[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
+    return {**options, "preparation": options["other-preparation"], "local-parts": ""}
+
+
+def _limit_threads(threads: int) -> None:
+    """Give TensorFlow its threads, which it accepts only before its first operation; a fixed count keeps sums in a fixed order."""
+    import tensorflow as tf
+
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    except RuntimeError:
+        return

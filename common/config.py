@@ -1,0 +1,331 @@
+"""Settings: typed, frozen, parsed once from TOML and ``key=value`` words.
+
+A setting is a field of a frozen dataclass, annotated with its limits and its meaning::
+
+    rounds: Annotated[int, Range(1, 100_000), "rounds of training"] = 20
+
+``parse`` turns a TOML table into such a dataclass, or says which key is wrong and what was expected. Tasks and strategies
+declare their own settings the same way, so that a new one needs no line here.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import lru_cache
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from common.errors import ConfigError, nearest
+
+T = TypeVar("T")
+Table = Mapping[str, Any]
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Range:
+    """Limits of a number. ``low`` is allowed unless ``open_low``; ``high`` is allowed."""
+
+    low: float = float("-inf")
+    high: float = float("inf")
+    open_low: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        return above and value <= self.high
+
+    def __str__(self) -> str:
+        return f"{'above' if self.open_low else 'from'} {self.low:g} to {self.high:g}"
+
+
+POSITIVE = Range(0, 1e9, open_low=True)
+FRACTION = Range(0, 1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A named part of a run (a task, a strategy) and its own settings, checked where the part is built."""
+
+    name: str
+    options: tuple[tuple[str, Scalar], ...] = ()
+
+    def resolve(self, kinds: Mapping[str, type[T]], path: str) -> T:
+        """Return the settings object of the named kind; raise `ConfigError` for an unknown name or option."""
+        if self.name not in kinds:
+            raise ConfigError(f"{path}.name: unknown {path} {self.name!r}; {nearest(self.name, kinds)}")
+        return parse(kinds[self.name], dict(self.options), path)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a hospital trains between two rounds. Settings of the task stand in for what is not given."""
+
+    optimizer: Annotated[Literal["sgd", "momentum", "adam"], "the hospital's own optimiser, started afresh every round"] = "sgd"
+    learning_rate: Annotated[float, POSITIVE, "step size"] = 0.1
+    learning_rate_decay: Annotated[float, Range(0, 1, open_low=True), "factor on the step size after every round"] = 1.0
+    momentum: Annotated[float, FRACTION, "momentum of the optimiser 'momentum'"] = 0.9
+    weight_decay: Annotated[float, Range(0, 10), "L2 penalty on the weights, as a gradient term"] = 0.0
+    batch_size: Annotated[int, Range(1, 65536), "patients a step; the last short batch is padded and masked"] = 32
+    epochs: Annotated[int, Range(1, 10_000), "passes over the hospital's patients in a round"] = 1
+    augment: Annotated[bool, "random changes to the inputs, where the task has any"] = True
+    compile: Annotated[Literal["auto", "graph", "xla"], "compiler of the local epoch; auto takes the task's own"] = "auto"
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Which hospitals take part in a round."""
+
+    fraction: Annotated[float, Range(0, 1, open_low=True), "share of the hospitals drawn every round"] = 1.0
+    minimum: Annotated[int, Range(1, 1_000_000), "never draw fewer than this, nor start with fewer"] = 1
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    """What a round waits for, and which updates it refuses."""
+
+    quorum: Annotated[float, Range(0, 1, open_low=True), "share of the drawn hospitals whose good updates a round needs"] = 0.5
+    deadline_seconds: Annotated[float, Range(0, 1e7, open_low=True), "how long a round waits for answers"] = 600.0
+    retries: Annotated[int, Range(0, 1000), "how often a round without a quorum is asked again before the run stops"] = 3
+    update_norm: Annotated[float, Range(0, 1e12), "largest L2 norm of an update; 0 for none"] = 0.0
+    examples: Annotated[int, Range(1, 2**31), "largest count of patients that one hospital may claim"] = 10_000_000
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """How an update is written on the wire."""
+
+    codec: Annotated[Literal["float32", "float16", "int8", "topk"], "encoding of the update"] = "float32"
+    keep: Annotated[float, Range(0, 1, open_low=True), "share of the values that the codec 'topk' sends"] = 0.02
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How models are judged."""
+
+    every: Annotated[int, Range(0, 100_000), "judge the incoming model on test patients every so many rounds; 0 for the end only"] = 1
+    validation: Annotated[float, Range(0, 0.5), "share of the training patients kept for early stopping"] = 0.0
+
+
+@dataclass(frozen=True)
+class StoppingConfig:
+    """Early stopping on the loss over validation patients."""
+
+    patience: Annotated[int, Range(0, 100_000), "stop after so many rounds without improvement; 0 for never"] = 0
+    min_delta: Annotated[float, Range(0, 1e6), "smallest fall of the loss that counts as improvement"] = 0.0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The settings of one run."""
+
+    task: Annotated[Choice, "what is learnt"]
+    seed: Annotated[int, Range(0, 2**32 - 1), "everything random in a run follows from it"] = 1
+    rounds: Annotated[int, Range(1, 1_000_000), "rounds of training"] = 20
+    strategy: Annotated[Choice, "from updates to the next model"] = Choice("fedavg")
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    stopping: StoppingConfig = field(default_factory=StoppingConfig)
+
+    def __post_init__(self) -> None:
+        if self.stopping.patience and not self.evaluation.validation:
+            raise ConfigError(
+                "stopping.patience: early stopping needs validation patients; set evaluation.validation, for example to 0.2"
+            )
+        if self.stopping.patience and not self.evaluation.every:
+            raise ConfigError("stopping.patience: early stopping judges the model every evaluation.every rounds; set that to 1 or more")
+
+
+def parse(kind: type[T], table: Table, path: str = "") -> T:
+    """Turn a TOML table into the frozen dataclass ``kind``.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown key, a wrong type, a value out of range or a missing key; the message names the key.
+    """
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{path}: expected a table of settings, got {_named(table)}")
+    known = _annotations(kind)
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{_join(path, key)}: unknown key; {nearest(key, known)}")
+    missing = [f.name for f in fields(kind) if f.name not in table and f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
+    if missing:
+        raise ConfigError(f"{_join(path, missing[0])}: this setting is required")
+    values = {key: _convert(known[key], value, _join(path, key)) for key, value in table.items()}
+    return kind(**values)
+
+
+def loads(text: str, origin: str = "configuration") -> dict[str, Any]:
+    """Read TOML text into nested tables; an error names the line."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin}: not valid TOML: {error}") from None
+
+
+def merge(base: Table, over: Table) -> dict[str, Any]:
+    """Lay ``over`` on ``base``, table by table.
+
+    >>> merge({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": 4}})
+    {'a': 1, 'b': {'c': 4, 'd': 3}}
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        # A part that is exchanged for another leaves its own options behind.
+        exchanged = both and "name" in value and "name" in below and value["name"] != below["name"]  # type: ignore[operator,index]
+        merged[key] = merge(below, value) if both and not exchanged else value  # type: ignore[arg-type]
+    return merged
+
+
+def assign(words: list[str]) -> dict[str, Any]:
+    """Turn words such as ``strategy.name=fedprox`` into nested tables; values are TOML, or plain text.
+
+    >>> assign(["strategy.mu=0.1", "strategy.name=fedprox"])
+    {'strategy': {'mu': 0.1, 'name': 'fedprox'}}
+    """
+    tables: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"--set {word}: expected key=value, for example strategy.name=fedprox")
+        nested: Any = _value(text)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        tables = merge(tables, nested)
+    return tables
+
+
+def as_table(settings: Any) -> dict[str, Any]:
+    """Turn a settings dataclass back into the nested tables it was parsed from, with every default spelt out."""
+    table: dict[str, Any] = {}
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if isinstance(value, Choice):
+            table[item.name] = {"name": value.name, **dict(value.options)}
+        elif is_dataclass(value):
+            table[item.name] = as_table(value)
+        else:
+            table[item.name] = value
+    return table
+
+
+def dumps(table: Table, path: str = "") -> str:
+    """Write nested tables as TOML, plain values before tables.
+
+    >>> print(dumps({"rounds": 3, "task": {"name": "heart"}}))
+    rounds = 3
+    <BLANKLINE>
+    [task]
+    name = "heart"
+    <BLANKLINE>
+    """
+    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    lines = [f"{key} = {_literal(value)}" for key, value in plain.items()]
+    if path:
+        lines = ["", f"[{path}]", *lines]
+    text = "\n".join(lines) + "\n" if lines else ""
+    return text + "".join(dumps(value, _join(path, key)) for key, value in table.items() if isinstance(value, Mapping))
+
+
+def describe(kind: type, path: str = "") -> list[tuple[str, str, str]]:
+    """List every setting as (key, default, meaning with its limits), for the docs."""
+    rows = []
+    for item in fields(kind):
+        annotation = _annotations(kind)[item.name]
+        bare, extras = _unwrap(annotation)
+        key = _join(path, item.name)
+        if is_dataclass(bare) and bare is not Choice:
+            rows += describe(bare, key)  # type: ignore[arg-type]
+            continue
+        default = "required" if item.default is MISSING else _literal(getattr(item.default, "name", item.default))
+        rows.append((f"{key}.name" if bare is Choice else key, default, _meaning(bare, extras)))
+    return rows
+
+
+def _meaning(bare: Any, extras: tuple[Any, ...]) -> str:
+    words = [extra for extra in extras if isinstance(extra, str)]
+    limits = [str(extra) for extra in extras if isinstance(extra, Range)]
+    if get_origin(bare) is Literal:
+        limits = ["one of " + ", ".join(map(str, get_args(bare)))]
+    return "; ".join(words + limits)
+
+
+def _convert(annotation: Any, value: Any, path: str) -> Any:
+    bare, extras = _unwrap(annotation)
+    if bare is Choice:
+        return _choice(value, path)
+    if is_dataclass(bare):
+        return parse(bare, value, path)  # type: ignore[arg-type]
+    value = _typed(bare, value, path)
+    for extra in extras:
+        if isinstance(extra, Range) and value not in extra:
+            raise ConfigError(f"{path}: expected a number {extra}, got {value}")
+    return value
+
+
+def _choice(value: Any, path: str) -> Choice:
+    if isinstance(value, str):
+        return Choice(value)
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise ConfigError(f"{path}.name: expected the name of a {path}, got {_named(value)}")
+    return Choice(value["name"], tuple((key, item) for key, item in value.items() if key != "name"))
+
+
+def _typed(kind: Any, value: Any, path: str) -> Any:
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        raise ConfigError(f"{path}: got {_named(value)}; {nearest(str(value), map(str, get_args(kind)))}")
+    if get_origin(kind) in (Union, UnionType):
+        return value if value is None else _typed(get_args(kind)[0], value, path)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind or value != value:  # noqa: PLR0124 - only nan differs from itself
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        raise ConfigError(f"{path}: expected {names.get(kind, kind)}, got {_named(value)}")
+    return value
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return repr(value)
+
+
+def _named(value: Any) -> str:
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _unwrap(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    if get_origin(annotation) is Annotated:
+        bare, *extras = get_args(annotation)
+        return bare, tuple(extras)
+    return annotation, ()
+
+
+@lru_cache
+def _annotations(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {item.name: hints[item.name] for item in fields(kind)}  # type: ignore[arg-type]

@@ -1,0 +1,39 @@
+"""TASKS: the one place where a name becomes a task."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Protocol
+
+from common.config import Choice, RunConfig, merge, parse
+from common.tasks.heart import Heart
+from common.tasks.task import Task
+
+
+class Recipe(Protocol):
+    """A frozen dataclass of settings that builds a task."""
+
+    def build(self) -> Task:
+        """Return the task."""
+
+
+TASKS: dict[str, type[Recipe]] = {
+    "heart": Heart,
+}
+
+
+@lru_cache(maxsize=64)
+def task_of(choice: Choice) -> Task:
+    """Return the task that a run names, with the run's settings for it."""
+    return choice.resolve(TASKS, "task").build()
+
+
+def read_run(tables: Mapping[str, Any]) -> RunConfig:
+    """Parse the settings of a run; what they leave open, the task's own defaults give.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown key, a wrong type or range, or a contradiction; the message names the key.
+    """
+    task = task_of(parse(RunConfig, tables).task)
+    return parse(RunConfig, merge(task.defaults, tables))

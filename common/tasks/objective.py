@@ -1,0 +1,69 @@
+"""Objectives: the loss a model is trained on and the statistics it is judged by."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common import metrics
+from common.metrics import Estimate
+from common.statistics import Statistics
+
+Probabilities = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How outputs become a loss, predictions and metrics.
+
+    ``loss`` maps labels ``(n,)`` and outputs ``(n, K)``, both tensors, to losses ``(n,)``. ``predict`` maps outputs to what ``summarise`` takes
+    beside the labels; ``values`` are the metrics alone, ``compute`` the same with intervals. ``compare`` gives the statistics of two models on the same patients, in that order.
+    """
+
+    loss: Callable[[Any, Any], Any]
+    predict: Callable[[NDArray[np.float32]], Probabilities]
+    summarise: Callable[[NDArray[np.int32], Probabilities], Statistics]
+    values: Callable[[Statistics], dict[str, float | None]]
+    compute: Callable[[Statistics], Mapping[str, Estimate]]
+    curves: Callable[[Statistics], dict[str, Any]]
+    compare: Callable[[NDArray[np.int32], Probabilities, Probabilities], Statistics]
+    differences: Callable[[Statistics], Mapping[str, Estimate]]
+    headline: str = "auroc"
+
+
+def _binary_loss(labels: Any, outputs: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(labels, outputs.dtype), outputs[:, 0])
+
+
+def _class_loss(labels: Any, outputs: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, outputs)
+
+
+def _sigmoid(outputs: NDArray[np.float32]) -> Probabilities:
+    positive = 1.0 / (1.0 + np.exp(-np.clip(outputs[:, 0].astype(np.float64), -500, 500)))
+    return np.stack([1.0 - positive, positive], axis=1)
+
+
+def _softmax(outputs: NDArray[np.float32]) -> Probabilities:
+    shifted = np.exp(outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+_METRICS: dict[str, Any] = {
+    "summarise": metrics.summarise,
+    "values": metrics.values,
+    "compute": metrics.compute,
+    "curves": metrics.curves,
+    "compare": metrics.compare,
+    "differences": metrics.differences,
+}
+BINARY = Objective(_binary_loss, _sigmoid, **_METRICS)
+"""Two classes, one output: the logit of class 1."""
+MULTICLASS = Objective(_class_loss, _softmax, **_METRICS)
+"""Two or more classes, one output each: logits."""

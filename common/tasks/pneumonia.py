@@ -1,0 +1,136 @@
+"""Pneumonia on chest X-rays of 28x28 grey pixels (PneumoniaMNIST; Yang et al. 2023, Sci Data 10:41)."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.config import FRACTION, Range
+from common.errors import DataError
+from common.statistics import Statistics
+from common.tasks.objective import BINARY
+from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
+
+SIDE = 28
+COLUMNS = (Column("image", "image", "frontal chest X-ray", "grey level", 0, 255, shape=(SIDE, SIDE)),)
+
+
+@dataclass(frozen=True)
+class Pneumonia:
+    """Settings of the task.
+
+    ``cnn`` is the usual small network (346,561 variables at width 32: a convolution, pooling, one dense layer); ``deep`` has three
+    convolutions with pooling between and averages over the image, 93,825 variables at width 32.
+    """
+
+    model: Annotated[Literal["cnn", "deep"], "one convolution and a dense layer, or three convolutions"] = "cnn"
+    width: Annotated[int, Range(1, 1024), "filters of the first convolution"] = 32
+    normalisation: Annotated[Literal["none", "batch"], "batch normalisation after each convolution"] = "none"
+    shift: Annotated[int, Range(0, SIDE - 1), "augmentation: largest shift, in pixels"] = 2
+    brightness: Annotated[float, FRACTION, "augmentation: largest change of brightness, as a share of white"] = 0.1
+
+    def build(self) -> Task:
+        """Return the task."""
+        return Task(
+            name="pneumonia",
+            title="Pneumonia on chest X-rays of 28x28 pixels",
+            columns=COLUMNS,
+            label="label",
+            classes=("normal", "pneumonia"),
+            objective=BINARY,
+            summarise=summarise,
+            fit=fit,
+            encode=encode,
+            classify=classify,
+            build=self.network,
+            augment=self.augment,
+            parts=self.parts(),
+            defaults={
+                "rounds": 30,
+                "training": {"optimizer": "momentum", "learning_rate": 0.02, "batch_size": 32, "epochs": 1},
+            },
+        )
+
+    def network(self, preparation: Preparation) -> Any:
+        """Return the Keras model: raw grey levels in, one logit out.
+
+        Scaling is the first layer, so that rows stay bytes in memory and a saved model reads pixels as they are. Its two numbers
+        are constants of the layer, not variables, so that no strategy averages them.
+        """
+        import keras
+
+        inputs = keras.Input((SIDE, SIDE, 1), name="image")
+        scale = preparation["scale"]
+        scaled = keras.layers.Rescaling(1.0 / scale, -preparation["mean"] / scale, name="scaling")(inputs)
+        features = self._convolved(scaled, "", self.width)
+        if self.model == "cnn":
+            flat = keras.layers.Flatten(name="flat")(features)
+        else:
+            features = self._convolved(features, "_2", 2 * self.width)
+            features = self._convolved(features, "_3", 4 * self.width)
+            flat = keras.layers.GlobalAveragePooling2D(name="flat")(features)
+        hidden = keras.layers.Dense(64, activation="relu", name="hidden")(flat)
+        return keras.Model(inputs, keras.layers.Dense(1, name="output")(hidden), name="pneumonia")
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Return the named groups of variables that this network has."""
+        norms = ("norm",) if self.model == "cnn" else ("norm", "norm_2", "norm_3")
+        return {"head": ("output",)} | ({"normalisation": norms} if self.normalisation == "batch" else {})
+
+    def augment(self, images: Any, seed: Any) -> Any:
+        """Shift every image and change its brightness, each by its own draw; no flips, because the heart has its side.
+
+        ``images`` are bytes ``(n, 28, 28, 1)`` and stay so, ``seed`` is int32 ``(2,)``. What a shift uncovers repeats the nearest edge.
+        """
+        import tensorflow as tf
+
+        count = tf.shape(images)[0]
+        along, across, light = tf.unstack(tf.random.split(seed, 3))
+        for axis, drawn in ((1, along), (2, across)):
+            offsets = tf.random.stateless_uniform([count, 1], drawn, -self.shift, self.shift + 1, tf.int32)
+            places = tf.clip_by_value(tf.range(SIDE)[None, :] + offsets, 0, SIDE - 1)
+            images = tf.gather(images, places, axis=axis, batch_dims=1)
+        change = tf.random.stateless_uniform([count, 1, 1, 1], light, -255.0 * self.brightness, 255.0 * self.brightness)
+        return tf.cast(tf.clip_by_value(tf.round(tf.cast(images, tf.float32) + change), 0.0, 255.0), images.dtype)
+
+    def _convolved(self, images: Any, suffix: str, filters: int) -> Any:
+        import keras
+
+        images = keras.layers.Conv2D(filters, 3, name=f"convolution{suffix}")(images)
+        if self.normalisation == "batch":
+            images = keras.layers.BatchNormalization(name=f"norm{suffix}")(images)
+        images = keras.layers.Activation("relu", name=f"relu{suffix}")(images)
+        return keras.layers.MaxPooling2D(2, name=f"pool{suffix}")(images)
+
+
+def summarise(records: Records) -> Statistics:
+    """Return count, sum and sum of squares of all pixels."""
+    pixels = images_of(records).astype(np.float64)
+    return {"count": np.array([float(pixels.size)]), "sum": np.array([pixels.sum()]), "squares": np.array([(pixels**2).sum()])}
+
+
+def fit(statistics: Statistics) -> Preparation:
+    """Turn summed moments into one mean and deviation of the grey levels; pixels that never vary get deviation 1."""
+    count = max(float(statistics["count"][0]), 1.0)
+    mean = float(statistics["sum"][0]) / count
+    variance = float(statistics["squares"][0]) / count - mean**2
+    return {"mean": mean, "scale": variance**0.5 if variance > 1e-6 else 1.0}
+
+
+def encode(records: Records, _preparation: Preparation) -> Examples:
+    """Return the pixels as they are, bytes ``(n, 28, 28, 1)``: a quarter of the memory of floats. The model scales them."""
+    return Examples(images_of(records)[..., None], classify(records))
+
+
+def classify(records: Records) -> NDArray[np.int32]:
+    """Return 1 where pneumonia is present (``label`` 1); without that column, 0."""
+    return (np.asarray(records.get("label", np.zeros(rows_of(records)))) > 0).astype(np.int32)
+
+
+def images_of(records: Records) -> NDArray[np.uint8]:
+    """Return the images, bytes ``(n, 28, 28)``; raise `DataError` for another type or size."""
+    images = np.asarray(records["image"])
+    if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE):
+        raise DataError(f"image: expected bytes of shape (n, {SIDE}, {SIDE}), got {images.dtype} of shape {images.shape}")
+    return images

@@ -1,0 +1,93 @@
+"""The Task: what is learnt, as a frozen dataclass of functions.
+
+A task is described without TensorFlow; only ``build``, ``augment`` and the objective's ``loss`` import it, when they are called.
+The walk of a record: ``summarise`` (at each hospital) -> sum -> ``fit`` (at the coordinator) -> ``encode`` (at each hospital) -> the model
+that ``build`` makes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.statistics import Statistics
+from common.tasks.objective import Objective
+
+Array = NDArray[Any]
+Records = Mapping[str, Array]
+"""Raw rows by column: one array a column, all of the same length. Missing numbers are NaN."""
+Preparation = Mapping[str, Any]
+"""What the federation agreed on before round 1 (moments, vocabulary), as JSON values; kept with the model."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the raw data. ``codes`` are the allowed values of a category; ``missing`` are values that mean 'not measured'."""
+
+    name: str
+    kind: Literal["number", "category", "image", "text"]
+    meaning: str
+    unit: str = ""
+    low: float = float("-inf")
+    high: float = float("inf")
+    codes: tuple[float, ...] = ()
+    missing: tuple[float, ...] = ()
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Encoded rows: ``x`` of shape ``(n, ...)``, ``y`` of shape ``(n,)`` with class numbers from 0."""
+
+    x: Array
+    y: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, rows: Array) -> "Examples":
+        """Return the named rows, in that order."""
+        return Examples(self.x[rows], self.y[rows])
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learnt: schema, federated preprocessing, encoding, model and metrics.
+
+    ``parts`` names groups of variables by the start of their path (``head``, ``normalisation``, ``intercept``), so that a strategy can keep
+    one at the hospital. ``local`` are the parts that the task itself keeps there. ``defaults`` are run settings that suit the task,
+    laid under what the user sets. ``classify`` gives the class numbers of rows, from 0. ``xla`` says that the compiled local epoch is faster under XLA (measured by ``benchmarks/compilers.py``).
+    """
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    label: str
+    classes: tuple[str, ...]
+    objective: Objective
+    summarise: Callable[[Records], Statistics]
+    fit: Callable[[Statistics], Preparation]
+    encode: Callable[[Records, Preparation], Examples]
+    classify: Callable[[Records], NDArray[np.int32]]
+    build: Callable[[Preparation], Any]
+    augment: Callable[[Any, Any], Any] | None = None
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    local: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    xla: bool = False
+
+    def prefixes(self, parts: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the path prefixes of the variables in the parts named."""
+        return tuple(prefix for part in dict.fromkeys(parts) for prefix in self.parts.get(part, ()))
+
+
+def rows_of(records: Records) -> int:
+    """Return the count of rows."""
+    return len(next(iter(records.values())))
+
+
+def take(records: Records, rows: Array) -> dict[str, Array]:
+    """Return the named rows of every column, in that order."""
+    return {name: column[rows] for name, column in records.items()}

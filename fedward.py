@@ -1,0 +1,59 @@
+"""The command line: joins the sub-commands of the packages; imports nothing heavy until a command runs."""
+
+import argparse
+import os
+import sys
+from importlib import import_module, metadata
+
+from common.errors import FedwardError
+
+COMMANDS = ("simulations.cli", "simulations.compare_cli", "simulations.data_cli")
+"""Modules whose ``add_parsers`` adds sub-commands."""
+PACKAGES = ("client", "common", "server", "simulations")
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command; return its exit code: 0 done, 1 failed, 2 used wrongly, 3 refused by policy, 4 unreachable."""
+    args = parser().parse_args(words)
+    try:
+        check_installation()
+        return int(args.run(args))
+    except FedwardError as error:
+        print(f"fedward: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = argparse.ArgumentParser(prog="fedward", description="Federated learning for hospitals.", formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--version", action="version", version=f"fedward {metadata.version('fedward')}")
+    subparsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        import_module(name).add_parsers(subparsers)
+    return top
+
+
+def check_installation() -> None:
+    """Refuse to start beside another distribution that ships a package of the same name: one of the two would be taken for the other.
+
+    Raises
+    ------
+    FedwardError
+        Naming the other distribution.
+    """
+    owners = metadata.packages_distributions()
+    for package in PACKAGES:
+        others = sorted(set(owners.get(package, ())) - {"fedward"})
+        if others:
+            raise FedwardError(
+                f"the installed distribution {others[0]!r} also ships a package {package!r}; install fedward in an environment of its own"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The coordinator: runs the rounds; never sees a record."""

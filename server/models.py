@@ -1,0 +1,71 @@
+"""Checkpoints: all that a run needs to go on after any end, written so that a torn file never stands under its name."""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError
+
+NAME = "checkpoint.npz"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State after a whole round: named arrays, and ``facts`` as JSON (round number, preparation, history)."""
+
+    state: Mapping[str, NDArray[Any]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; after it returns, this one is on disk, and before it returns, the one before is."""
+    buffer = io.BytesIO()
+    facts = np.frombuffer(json.dumps(checkpoint.facts).encode(), np.uint8)
+    np.savez(buffer, allow_pickle=False, facts=facts, **{f"state/{name}": array for name, array in checkpoint.state.items()})
+    write(path, buffer.getbuffer())
+
+
+def load(path: Path) -> Checkpoint | None:
+    """Read a checkpoint; None where there is none.
+
+    Raises
+    ------
+    DataError
+        When the file is damaged; the message names it.
+    """
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            state = {name.removeprefix("state/"): stored[name] for name in stored.files if name.startswith("state/")}
+            return Checkpoint(state, json.loads(stored["facts"].tobytes()))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: damaged checkpoint ({type(error).__name__}); delete it to start the run anew") from None
+
+
+def write(path: Path, content: bytes | memoryview) -> None:
+    """Write a whole file or nothing: a temporary file beside it, flushed to disk, then renamed over it.
+
+    Raises
+    ------
+    DataError
+        When it cannot be written, for example on a full disk; what stood there before still does.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder with --out, then resume") from None

@@ -1,0 +1,126 @@
+"""What is kept of a run: who took part, what every round brought, and what the model is worth."""
+
+import hashlib
+import json
+import tempfile
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import network as networks
+from common.layout import Vector
+from common.tasks.task import Task
+from server import models
+
+RUN, MODEL, METRICS = "run.json", "model.keras", "metrics.csv"
+
+Interval = list[float | None]
+"""A value and the ends of its 95 % interval; None where it is undefined."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model as it travels: shared weights, the preparation as text, and which parts each hospital has of its own."""
+
+    weights: Vector
+    preparation: str
+    local_parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a hospital's patients: their count, in all and by class."""
+
+    rows: int
+    classes: list[int]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A hospital of the federation and its counts."""
+
+    name: str
+    train: Part
+    validation: Part
+    test: Part
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An update that was not used, and why: a short code, and a sentence."""
+
+    hospital: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What one round brought. ``metrics`` judge the model that the round started from, over all test patients; bytes count arrays."""
+
+    round: int
+    asked: list[str]
+    answered: list[str]
+    dropped: list[Dropped]
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+    examples: int
+    train_loss: float | None
+    validation_loss: float | None
+    update_norm: float
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    hospitals: dict[str, dict[str, float | None]] = field(default_factory=dict)
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> "RoundRecord":
+        """Read a record back from JSON."""
+        return cls(**{**facts, "dropped": [Dropped(**row) for row in facts["dropped"]]})
+
+
+@dataclass(frozen=True)
+class Results:
+    """Metrics of one model with intervals, over all test patients and by hospital, and what its curves need."""
+
+    pooled: dict[str, Interval]
+    hospitals: dict[str, dict[str, Interval]]
+    curves: dict[str, Any]
+
+def sha256(weights: Vector) -> str:
+    """Return the SHA-256, in hex, of the weights as little-endian float32."""
+    return hashlib.sha256(np.ascontiguousarray(weights, "<f4").tobytes()).hexdigest()
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    """Write facts as JSON, whole or not at all; a number that is not finite has no place in it."""
+    models.write(path, json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False).encode())
+
+
+def write_metrics(folder: Path, record: dict[str, Any]) -> None:
+    """Write ``metrics.csv``: one row a round, hospital and metric; the hospital ``*`` is all test patients together."""
+    lines = ["round,hospital,metric,value"]
+    for row in record["rounds"]:
+        values = {"train_loss": row["train_loss"], "validation_loss": row["validation_loss"], "update_norm": row["update_norm"], **row["metrics"]}
+        lines += [f"{row['round']},*,{name},{value!r}" for name, value in values.items() if value is not None]
+        for hospital, metrics in row["hospitals"].items():
+            lines += [f"{row['round']},{hospital},{name},{value!r}" for name, value in metrics.items() if value is not None]
+    models.write(folder / METRICS, ("\n".join(lines) + "\n").encode())
+
+
+def save_model(folder: Path, task: Task, seed: int, model: Model) -> None:
+    """Write ``model.keras``; what the federation agreed on before round 1 lies inside it as ``preparation.json``.
+
+    Parts that stay at the hospitals are those of the first round, since nobody else has seen any other.
+    """
+    preparation = json.loads(model.preparation)
+    network = networks.build(task, preparation, model.local_parts, seed)
+    network.assign(model.weights, network.vectors()[1])
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / MODEL
+        network.model.save(path)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("preparation.json", model.preparation)
+        models.write(folder / MODEL, path.read_bytes())

@@ -1,0 +1,1 @@
+"""Virtual hospitals; never shipped to a hospital."""

@@ -1,0 +1,387 @@
+"""A run in words: how its record is read, how its numbers are written, the model card and the privacy statement.
+
+Every other page about a run reads the record through the functions here, so that the form of ``run.json`` is known in one place.
+"""
+
+import html
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from common.intervals import UNDEFINED, Estimate
+
+Record = Mapping[str, Any]
+"""What ``run.json`` holds, version 1. Numbers that are not defined are None."""
+
+APPROACHES = {"local": "local only", "federated": "federated", "central": "centralised"}
+MEANINGS = {
+    "local": "every hospital trains alone and its model is judged on its own test patients",
+    "federated": "one shared model, trained by the hospitals together; patients stay where they are",
+    "central": "one model trained on all patients in one place, which a real federation could not do",
+}
+METRICS = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "f1": "F1",
+    "macro_f1": "Macro F1",
+    "log_loss": "Log loss",
+    "brier": "Brier score",
+    "c_index": "C-index",
+}
+LOWER_IS_BETTER = frozenset({"loss", "log_loss", "brier", "calibration_error"})
+SMALL = 5
+"""Counts of patients under this are not shown, unless the data are public."""
+
+
+# --- reading -------------------------------------------------------------------------------------------------------------
+
+
+def approaches(record: Record) -> list[str]:
+    """Return which of local, federated and central this run has, in that order."""
+    return [name for name in APPROACHES if record["results"].get(name)]
+
+
+def hospitals(record: Record) -> list[str]:
+    """Return the hospitals' names, in the order of the record."""
+    return [hospital["name"] for hospital in record["hospitals"]]
+
+
+def metrics(record: Record) -> list[str]:
+    """Return the metrics of the pooled test patients, the headline first."""
+    names = list(record["results"]["federated"]["pooled"])
+    return sorted(names, key=lambda name: name != record["headline"])
+
+
+def estimate(record: Record, approach: str, metric: str, hospital: str | None = None) -> Estimate:
+    """Return a metric of one hospital, or of all test patients pooled."""
+    return _lookup(record["results"].get(approach), metric, hospital)
+
+
+def difference(record: Record, other: str, metric: str, hospital: str | None = None) -> Estimate:
+    """Return the paired difference federated minus ``other`` on the same test patients."""
+    return _lookup(record.get("differences", {}).get(other), metric, hospital)
+
+
+def compared_metric(record: Record) -> str:
+    """Return the metric whose differences are told: the headline, or another where its difference is not defined."""
+    wanted = (record["headline"], "macro_f1", "accuracy")
+    return next((metric for metric in wanted if any(defined(difference(record, other, metric)) for other in ("local", "central"))), wanted[0])
+
+
+def defined(value: Estimate) -> bool:
+    """Whether there is a value at all."""
+    return math.isfinite(value.value)
+
+
+def bounded(value: Estimate) -> bool:
+    """Whether both ends of the interval are known."""
+    return math.isfinite(value.low) and math.isfinite(value.high)
+
+
+def patients(record: Record, part: str | None = None) -> int:
+    """Return the count of patients in ``train``, ``validation`` or ``test``, or in all three; not to be shown as it is."""
+    return sum(rows(hospital, part) for hospital in record["hospitals"])
+
+
+def rows(hospital: Mapping[str, Any], part: str | None = None) -> int:
+    """Return the count of one hospital's patients in a part, or in all; not to be shown as it is."""
+    return sum(hospital[name]["rows"] for name in ((part,) if part else ("train", "validation", "test")))
+
+
+def classes(hospital: Mapping[str, Any]) -> list[int]:
+    """Return one hospital's patients by class, over all parts; not to be shown as they are."""
+    parts = [hospital[name]["classes"] for name in ("train", "validation", "test")]
+    return [sum(column) for column in zip(*parts, strict=True)]
+
+
+def hidden(record: Record, count: float) -> bool:
+    """Whether a count of patients is too small to be shown."""
+    return not record["data"]["public"] and count < SMALL
+
+
+def flatten(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Turn nested settings into ``("strategy.name", "fedavg")`` and the like."""
+    for key, value in settings.items():
+        name = f"{path}.{key}" if path else key
+        if isinstance(value, Mapping):
+            yield from flatten(value, name)
+        else:
+            yield name, value
+
+
+def _lookup(results: Mapping[str, Any] | None, metric: str, hospital: str | None) -> Estimate:
+    if not results:
+        return UNDEFINED
+    table = results["pooled"] if hospital is None else results["hospitals"].get(hospital) or {}
+    known = table.get(metric)
+    return Estimate(*(math.nan if number is None else float(number) for number in known)) if known else UNDEFINED
+
+
+# --- writing numbers -----------------------------------------------------------------------------------------------------
+
+
+def metric_name(metric: str) -> str:
+    """Return a metric's name as it stands in a table.
+
+    >>> metric_name("auroc"), metric_name("balanced_accuracy")
+    ('AUROC', 'Balanced accuracy')
+    """
+    return METRICS.get(metric, metric.replace("_", " ").capitalize())
+
+
+def in_text(metric: str) -> str:
+    """Return a metric's name as it stands inside a sentence.
+
+    >>> in_text("auroc"), in_text("accuracy")
+    ('AUROC', 'accuracy')
+    """
+    return METRICS.get(metric, metric.replace("_", " "))
+
+
+def number(value: float, digits: int = 3, signed: bool = False) -> str:
+    """Write a number with a true minus sign; a dash where it is not defined. What rounds to zero has no sign.
+
+    >>> number(-0.12345), number(0.5, 2, signed=True), number(-0.0001), number(float("nan"))
+    ('−0.123', '+0.50', '0.000', '–')
+    """
+    if not math.isfinite(value):
+        return "–"
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    if not float(text):
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def interval(value: Estimate, digits: int = 3, signed: bool = False) -> str:
+    """Write a value and its 95 % interval.
+
+    >>> interval(Estimate(0.874, 0.832, 0.911)), interval(Estimate(0.03, -0.01, 0.07), 2, signed=True)
+    ('0.874 (0.832–0.911)', '+0.03 (−0.01 to +0.07)')
+    """
+    text = number(value.value, digits, signed)
+    if not defined(value) or not bounded(value):
+        return text
+    return f"{text} ({number(value.low, digits, signed)}{' to ' if signed else '–'}{number(value.high, digits, signed)})"
+
+
+def count(record: Record, value: int) -> str:
+    """Write a count of patients; small ones only of public data."""
+    return f"<{SMALL}" if hidden(record, value) else f"{value:,}"
+
+
+def total(record: Record, value: int) -> str:
+    """Write a sum of counts: to the nearest ten when the data are not public, so that no small count follows by subtraction."""
+    return f"{value:,}" if record["data"]["public"] else f"about {round(value, -1):,}"
+
+
+def row_total(record: Record, counts: Sequence[int], value: int) -> str:
+    """Write the total beside counts of which some may be hidden; a hidden one must not follow by subtraction."""
+    if not any(hidden(record, item) for item in counts):
+        return count(record, value)
+    return f"≥ {sum(item for item in counts if not hidden(record, item)):,}"
+
+
+def size(amount: float) -> str:
+    """Write bytes in decimal units.
+
+    >>> size(999), size(1_234_567)
+    ('999 B', '1.23 MB')
+    """
+    if amount < 1000:
+        return f"{amount:.0f} B"
+    power = min(int(math.log10(amount)) // 3, 4)
+    return f"{amount / 1000**power:.3g} {'kMGT'[power - 1]}B"
+
+
+def percent(value: float) -> str:
+    """Write a fraction as a percentage."""
+    return f"{100 * value:.0f} %"
+
+
+def seconds(value: float) -> str:
+    """Write a duration.
+
+    >>> seconds(0.0123), seconds(9.14), seconds(4000)
+    ('0.012 s', '9.1 s', '1 h 7 min')
+    """
+    if value >= 3600:
+        return f"{value // 3600:.0f} h {value % 3600 // 60:.0f} min"
+    if value >= 100:
+        return f"{value // 60:.0f} min {value % 60:.0f} s"
+    return f"{value:.1f} s" if value >= 1 else f"{value:.3f} s"
+
+
+def headline(record: Record) -> str:
+    """Say the result in one sentence, with its interval and the paired differences."""
+    metric = record["headline"]
+    result = estimate(record, "federated", metric)
+    at = f"on the pooled test patients of {_hospitals(len(record['hospitals']))}"
+    if not defined(result):
+        return f"The {in_text(metric)} of the federated model is not defined {at}."
+    # A single interval is spelt out, so that the reader knows what the brackets hold from there on.
+    low, high = number(result.low), number(result.high)
+    sentence = f"The federated model reached {_article(metric)} {in_text(metric)} of {number(result.value)} (95 % interval {low} to {high}) {at}"
+    judged = compared_metric(record)
+    verdicts = [_verdict(record, other, judged) for other in ("local", "central") if defined(difference(record, other, judged))]
+    measure = "" if judged == metric else f"in {in_text(judged)} "
+    return f"{sentence}; {measure}it is {' and '.join(verdicts)}." if verdicts else f"{sentence}."
+
+
+def _verdict(record: Record, other: str, metric: str) -> str:
+    gap = difference(record, other, metric)
+    name = {"local": "local-only training", "central": "centralised training"}[other]
+    if not bounded(gap) or gap.low <= 0 <= gap.high:
+        return f"not shown to differ from {name} (difference {interval(gap, signed=True)})"
+    better = (gap.value > 0) != (metric in LOWER_IS_BETTER)
+    return f"{'better' if better else 'worse'} than {name} (difference {interval(gap, signed=True)})"
+
+
+def _article(metric: str) -> str:
+    return "an" if in_text(metric)[0].lower() in "aeiouf" else "a"
+
+
+def _hospitals(amount: int) -> str:
+    return f"{amount:,} hospital{'' if amount == 1 else 's'}"
+
+
+# --- pages ---------------------------------------------------------------------------------------------------------------
+
+
+CAVEAT = (
+    "Intervals are 95 % and cover the draw of the test patients; they do not cover the draw of the training patients or the random start of training: "
+    "repeat the run with other seeds for that."
+)
+SYNTHETIC = "SYNTHETIC DATA: made by a generator, not measured on patients. The results say nothing about medicine."
+
+
+def markdown(text: object) -> str:
+    """Make any text safe inside Markdown, tables and HTML included.
+
+    >>> markdown("<b> a|b")
+    '&lt;b&gt; a\\\\|b'
+    """
+    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(str(text), quote=False).replace("\n", " "))
+
+
+def model_card(record: Record) -> str:
+    """Return ``model-card.md`` (sections after Mitchell et al. 2019, Model cards for model reporting, FAT* 2019)."""
+    sections = (_card_head, _card_results, _card_data, _card_use, _card_details)
+    return "\n\n".join(section(record) for section in sections) + "\n"
+
+
+def privacy_statement(record: Record) -> str:
+    """Return ``privacy.md``: what left each hospital, who is trusted, and what is not covered."""
+    sections = (_privacy_head, _privacy_left, _privacy_trust, _privacy_gaps)
+    return "\n\n".join(section(record) for section in sections) + "\n"
+
+
+def _banner(record: Record) -> str:
+    return f"\n\n> **{SYNTHETIC}**" if record["synthetic"] else ""
+
+
+def _card_head(record: Record) -> str:
+    return f"# {markdown(record['title'])}: model card\n\nRun `{record['name']}`, {record['started'][:10]}.{_banner(record)}\n\n{headline(record)} {CAVEAT}"
+
+
+def _card_results(record: Record) -> str:
+    present = approaches(record)
+    head = ["metric", *(APPROACHES[name] for name in present)]
+    pooled = [[metric_name(metric), *(interval(estimate(record, name, metric)) for name in present)] for metric in metrics(record)]
+    by_hospital = [
+        [markdown(name), *(interval(estimate(record, approach, record["headline"], name)) for approach in present)]
+        for name in hospitals(record)[:40]
+    ]
+    more = len(record["hospitals"]) - len(by_hospital)
+    note = f"\n\n{_hospitals(more)} more: see `run.json`." if more else ""
+    title = f"{metric_name(record['headline'])} at each hospital"
+    return f"## Results\n\nPooled test patients.\n\n{_table(head, pooled)}\n\n{title}.\n\n{_table(['hospital', *head[1:]], by_hospital)}{note}"
+
+
+def _card_data(record: Record) -> str:
+    data = record["data"]
+    parts = [f"{part} {total(record, patients(record, part))}" for part in ("train", "validation", "test")]
+    lines = [
+        f"{markdown(data['title'])}; {total(record, data['rows'])} rows at {_hospitals(len(record['hospitals']))} ({', '.join(parts)}).",
+        f"- Origin: {markdown(data['origin'])}",
+        f"- Licence: {markdown(data['licence'])}",
+        f"- Citation: {markdown(data['citation'])}",
+        f"- Classes: {', '.join(markdown(name) for name in record['classes']) or 'none'}",
+        f"- Duplicates removed before splitting: {data['duplicates_removed']}",
+    ]
+    return "## Data\n\n" + lines[0] + "\n\n" + "\n".join(lines[1:])
+
+
+def _card_use(record: Record) -> str:
+    return (
+        "## Use and limits\n\n"
+        "- For research on federated learning. It is not a medical device and no one has tested it in care: do not decide about a patient with it.\n"
+        f"- Judged only on patients of the {_hospitals(len(record['hospitals']))} named here. Elsewhere, expect it to do worse until shown otherwise.\n"
+        "- Not examined: fairness between groups of patients, drift over time, effect on decisions.\n"
+        "- What the training lets others learn about patients: see `privacy.md`."
+    )
+
+
+def _card_details(record: Record) -> str:
+    settings, versions = dict(flatten(record["config"])), record["versions"]
+    return (
+        "## Details\n\n"
+        f"- Model: `model.keras`, {record['parameters']:,} parameters; SHA-256 of the weights `{record['weights_sha256']}`\n"
+        f"- Strategy: {markdown(settings.get('strategy.name', 'unknown'))}; rounds run: {len(record['rounds'])} (ended by {record['stopped']}); seed {record['seed']}\n"
+        f"- Made with {', '.join(f'{markdown(name)} {version}' for name, version in versions.items())}\n"
+        f"- Inputs: as the task `{record['task']}` of Fedward {versions['fedward']} encodes them\n\n"
+        f"To repeat it:\n\n```\n{record['command']}\n```"
+    )
+
+
+def _privacy_head(record: Record) -> str:
+    return (
+        f"# Privacy statement of run {markdown(record['name'])}{_banner(record)}\n\n"
+        "**In this run no differential privacy and no secure aggregation was used.** Patient rows stayed at the hospitals, and that is the only protection: "
+        "the coordinator saw the update of every single hospital, and nothing bounds what the updates or the model tell about one patient.\n\n"
+        "The run was a simulation: the hospitals were virtual and ran on the researcher's own computers. This page says what would have crossed a hospital's "
+        "border in a real federation with the same settings."
+    )
+
+
+def _privacy_left(record: Record) -> str:
+    settings, answers = dict(flatten(record["config"])), sum(len(item["answered"]) for item in record["rounds"])
+    return (
+        "## What left each hospital\n\n"
+        f"- **Update vectors**: in every round it took part in, how its training changed the shared model: up to {record['parameters']:,} numbers, "
+        f"written as {settings.get('update.codec', 'float32')}. {answers:,} answers in {len(record['rounds']):,} rounds.\n"
+        "- **Counts**: how many patients it trained on, and how many of each class.\n"
+        "- **Sums for preparing the data**, once before round 1, such as count, sum and sum of squares of every feature.\n"
+        "- **Training loss** of every round, as a mean over its patients.\n"
+        "- **Histograms of predicted scores** by class and counts of right and wrong predictions, for the metrics.\n\n"
+        f"Bytes: {size(record['bytes']['up'])} from the hospitals, {size(record['bytes']['down'])} to them. No patient row, image or text left.\n\n"
+        "The centralised comparator of this report needs all patients in one place. It exists only because this is a simulation."
+    )
+
+
+def _privacy_trust(record: Record) -> str:
+    return (
+        "## Who is trusted\n\n"
+        "- **The coordinator**, fully: it sees every hospital's update and statistics as they are, and could try to rebuild patients from them.\n"
+        f"- **The other hospitals** ({len(record['hospitals']):,} in all): each receives the shared model every round, and could compare two rounds.\n"
+        "- **Whoever gets the final model**: it may hold traces of single patients.\n"
+        "- **The network**, not at all, in a deployment with mutual TLS. This simulation had no network between hospitals."
+    )
+
+
+def _privacy_gaps(record: Record) -> str:
+    shown = "Counts are shown as they are, because the data are public." if record["data"]["public"] else f"Counts under {SMALL} are shown as <{SMALL}."
+    return (
+        "## What is not covered\n\n"
+        "- Gradient inversion: rebuilding a patient's record from an update. It is easiest with few patients a hospital and few local steps.\n"
+        "- Membership inference: telling whether a patient was in the training data, from updates or from the final model.\n"
+        "- Small hospitals: a metric or histogram over few patients can tell about one of them.\n"
+        "- A hospital that sends false updates on purpose, beyond the checks of form and size.\n"
+        f"- This report itself. {shown}\n\n"
+        "No attack was run against this model, so this page makes no claim about how much an attacker would really get."
+    )
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *("---:" for _ in head[1:])], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,75 @@
+"""Reading CSV files and dropping duplicates: what several data sets share."""
+
+import csv
+import gzip
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError
+from simulations.datasets.dataset import Table
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
+    """Read the named columns of a UTF-8 CSV file, gzipped or not, as text.
+
+    Raises
+    ------
+    DataError
+        For a file that is no such text, an absent column or a row of another length; the message names file and column or row.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+    except (OSError, EOFError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"{path.name}: cannot be read as CSV text ({type(error).__name__}); delete it and get it again"
+        ) from None
+    for column in columns:
+        if column not in header:
+            raise DataError(f"{path.name}: column {column!r} is missing; the header has {', '.join(header)}")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise DataError(f"{path.name}: row {number} has {len(row)} cells, the header has {len(header)}")
+    return {column: [row[header.index(column)] for row in rows] for column in columns}
+
+
+def numbers(cells: Sequence[str], file: str, column: str) -> NDArray[np.float64]:
+    """Turn cells into numbers, an empty cell into NaN; a `DataError` names file, row and column.
+
+    >>> numbers(["1", "", "2.5"], "heart.csv", "age")
+    array([1. , nan, 2.5])
+    """
+    values = np.full(len(cells), np.nan)
+    for row, cell in enumerate(cells):
+        try:
+            values[row] = float(cell or "nan")
+        except ValueError:
+            raise DataError(f"{file}: row {row + 1}, column {column!r}: expected a number or nothing") from None
+    return values
+
+
+def distinct(keys: Sequence[Hashable]) -> NDArray[np.int64]:
+    """Return the first position of every key, in order.
+
+    >>> distinct(["a", "b", "a"])
+    array([0, 1])
+    """
+    first: dict[Hashable, int] = {}
+    for position, key in enumerate(keys):
+        first.setdefault(key, position)
+    return np.fromiter(first.values(), np.int64, len(first))
+
+
+def text_table(texts: Sequence[str], labels: Sequence[str], smallest_class: int = 1) -> Table:
+    """Drop repeated texts, then classes of fewer than ``smallest_class`` texts. Every text counts as a patient."""
+    kept = distinct(texts)
+    names, counts = np.unique(np.asarray(labels)[kept], return_counts=True)
+    classes = {str(name): number for number, name in enumerate(names[counts >= smallest_class])}
+    rows = [row for row in kept.tolist() if labels[row] in classes]
+    label = np.array([classes[labels[row]] for row in rows], np.int64)
+    records = {"text": np.array([texts[row] for row in rows], object), "label": label}
+    return Table(records, label, tuple(classes), np.arange(len(rows)), duplicates_removed=len(texts) - len(kept))

@@ -1,0 +1,95 @@
+"""Engines: ways to run the same ServerApp and the same ClientApp over virtual hospitals."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+
+from client.app import Seat, make_app
+from common import flower, wire
+from common.errors import UsageError
+from server import app as server_app
+from server import models
+from server.records import RoundRecord
+from server.rounds import Outcome, Plan, Watch
+from simulations import hospitals
+from simulations.hospitals import Population
+from simulations.local_grid import LocalGrid
+from simulations.scenario import Scenario
+
+Done = Callable[[Outcome], None]
+Engine = Callable[[Scenario, Population, Plan, Path, Watch, Done], None]
+
+
+def grid_of(seats: Sequence[Seat]) -> LocalGrid:
+    """Return a grid over seats of this process."""
+    client = make_app(lambda context: seats[int(context.node_config["partition-id"])])
+
+    def ask(message: Message, context: Context) -> Callable[[], Message]:
+        return lambda: client(message, context)
+
+    return LocalGrid(ask, hospitals.contexts(len(seats)))
+
+
+def local(_scenario: Scenario, population: Population, plan: Plan, folder: Path, watch: Watch, done: Done) -> None:
+    """Run in this process. What hospitals keep between rounds is saved beside the checkpoint, so that a resumed run is bit-equal."""
+    grid = grid_of(population.seats)
+    shelf = Shelf(folder, grid.contexts)
+    shelf.load()
+
+    def keep(record: RoundRecord) -> None:
+        shelf.save(record.round)
+        watch(record)
+
+    server = server_app.make_app(plan, folder, done, keep)
+    with flower.identity(grid.run.run_id):
+        server(grid, hospitals.context(0, {}))
+
+
+def ray(scenario: Scenario, population: Population, plan: Plan, folder: Path, watch: Watch, done: Done) -> None:
+    """Run on Flower's simulation runtime, whose Ray actors may be on other machines; every actor reads the data itself."""
+    try:
+        import ray as _ray  # noqa: F401
+    except ImportError:
+        raise UsageError("the engine 'ray' needs the extra of that name: pip install 'fedward[ray]'") from None
+    from flwr.simulation import run_simulation
+
+    text = scenario.text()
+    client = make_app(lambda context: hospitals.seat_of(text, context))
+    server = server_app.make_app(plan, folder, done, watch)
+    run_simulation(server, client, len(population.seats), backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
+
+
+ENGINES: dict[str, Engine] = {"local": local, "ray": ray}
+
+
+class Shelf:
+    """What virtual hospitals keep between rounds, in one file a round; those of the last two rounds stay, since the checkpoint may be of either."""
+
+    def __init__(self, folder: Path, nodes: Mapping[int, Context]) -> None:
+        self._folder = folder
+        self._nodes = nodes
+
+    def save(self, number: int) -> None:
+        """Write every hospital's state after a round; nothing where no hospital keeps anything."""
+        kept = {node: context.state.array_records["hospital"] for node, context in self._nodes.items() if "hospital" in context.state}
+        if kept:
+            arrays = {f"{node}/{name}": array for node, record in kept.items() for name, array in wire.from_record(record).items()}
+            models.save(self._path(number), models.Checkpoint(arrays))
+            self._path(number - 2).unlink(missing_ok=True)
+
+    def load(self) -> None:
+        """Give the hospitals what they kept when the checkpoint was written."""
+        checkpoint = models.load(self._folder / models.NAME)
+        kept = models.load(self._path(len(checkpoint.facts["rounds"]))) if checkpoint else None
+        records: dict[int, dict[str, Any]] = defaultdict(dict)
+        for key, array in kept.state.items() if kept else ():
+            node, _, name = key.partition("/")
+            records[int(node)][name] = array
+        for node, arrays in records.items():
+            self._nodes[node].state["hospital"] = wire.to_record(arrays)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"hospitals-{number:05d}.npz"

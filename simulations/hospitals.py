@@ -1,0 +1,154 @@
+"""Virtual hospitals: a data set dealt out by a partition, with the faults that a scenario declares."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from flwr.app import Context, Error, Message, RecordDict
+
+from client.app import FAILED, Seat
+from client.hospital import Hospital
+from client.worker import Worker
+from common import messages, wire
+from common.errors import ConfigError
+from common.network import seed_for
+from common.tasks import task_of
+from common.tasks.task import Records, take
+from simulations import partition, scenario as scenarios
+from simulations.datasets import dataset_of
+from simulations.datasets.dataset import Dataset, Table
+from simulations.datasets.fetch import load
+from simulations.scenario import FaultsConfig, Scenario
+
+INTACT = FaultsConfig()
+
+
+@dataclass(frozen=True)
+class VirtualSeat:
+    """Where a virtual hospital's messages are answered."""
+
+    worker: Worker
+    hospital: Hospital
+    faults: FaultsConfig = INTACT
+    seed: int = 0
+
+    def spoil(self, message: Message, answer: Callable[[], Message]) -> Message:
+        """Answer, or fail as the scenario declares; what happens follows from seed, hospital, round and attempt."""
+        if self.faults == INTACT or message.metadata.message_type != messages.TRAIN:
+            return answer()
+        config = message.content["config"]
+        chance = np.random.default_rng(seed_for(self.seed, "faults", self.hospital.name, config["server-round"], config["attempt"])).random(3)
+        if chance[0] < self.faults.dropouts:
+            return Message(Error(FAILED, "dropout"), reply_to=message)
+        if chance[1] < self.faults.stragglers:
+            return Message(Error(FAILED, "late"), reply_to=message)
+        reply = answer()
+        return _with_nan(reply) if chance[2] < self.faults.nan_updates and reply.has_content() else reply
+
+
+@dataclass(frozen=True)
+class Population:
+    """The virtual hospitals of a scenario, in the order of their names, all served by one worker."""
+
+    dataset: Dataset
+    table: Table
+    hospitals: Sequence[Hospital]
+    seats: Sequence[Seat]
+    worker: Worker
+
+    @property
+    def names(self) -> list[str]:
+        """Return the hospitals' names."""
+        return [hospital.name for hospital in self.hospitals]
+
+
+def populate(scenario: Scenario) -> Population:
+    """Read the data set and deal its patients to hospitals.
+
+    Raises
+    ------
+    ConfigError
+        When the data set serves another task, or the partition leaves a hospital empty.
+    DataError
+        When the data set is not here, or damaged.
+    """
+    settings, seed = scenario.simulation, scenario.run.seed
+    task, dataset = task_of(scenario.run.task), dataset_of(settings.dataset)
+    if dataset.task != task.name:
+        raise ConfigError(f"simulation.dataset: {dataset.name!r} serves the task {dataset.task!r}, and the run learns {task.name!r}")
+    table = load(dataset)
+    dealt = partition.deal(table, settings.partition, settings.hospitals, np.random.default_rng(seed_for(seed, "partition")))
+    flipped = _flipped(list(dealt), settings.faults.label_flips, seed)
+    hospitals = [_hospital(name, dealt[name], table, scenario, flip=name in flipped) for name in sorted(dealt)]
+    worker = Worker()
+    return Population(dataset, table, hospitals, [VirtualSeat(worker, hospital, settings.faults, seed) for hospital in hospitals], worker)
+
+
+def _hospital(name: str, rows: np.ndarray, table: Table, scenario: Scenario, *, flip: bool) -> Hospital:
+    """Split one hospital's patients into training, validation and test."""
+    seed = scenario.run.seed
+    test = table.test[rows] if table.test is not None else _drawn(table, rows, scenario.simulation.test, seed_for(seed, "test", name))
+    rest, tested = rows[~test], rows[test]
+    validation = _drawn(table, rest, scenario.run.evaluation.validation, seed_for(seed, "validation", name))
+    label = task_of(scenario.run.task).label
+    train = take(table.records, rest[~validation])
+    if flip:
+        train[label] = _turned(table, rest[~validation], label)
+    return Hospital(name, train, take(table.records, rest[validation]), take(table.records, tested))
+
+
+def _drawn(table: Table, rows: np.ndarray, share: float, seed: np.random.SeedSequence) -> np.ndarray:
+    if not share:
+        return np.zeros(len(rows), bool)
+    return partition.split(table.label[rows], table.patient[rows], share, np.random.default_rng(seed))
+
+
+def _flipped(names: list[str], share: float, seed: int) -> set[str]:
+    generator = np.random.default_rng(seed_for(seed, "label flips"))
+    return set(generator.permutation(sorted(names))[: round(share * len(names))])
+
+
+def _turned(table: Table, rows: np.ndarray, label: str) -> np.ndarray:
+    """Return labels with the order of the classes turned round, in the data's own coding."""
+    column = np.asarray(table.records[label])
+    first = np.array([column[np.argmax(table.label == number)] for number in range(len(table.classes))])
+    return first[len(table.classes) - 1 - table.label[rows]]
+
+
+def _with_nan(reply: Message) -> Message:
+    arrays = wire.from_record(reply.content.array_records["arrays"])
+    name, values = next((name, values) for name, values in arrays.items() if values.dtype.kind == "f")
+    broken = values.copy()
+    broken[0] = np.nan
+    reply.content["arrays"] = wire.to_record({**arrays, name: broken})
+    return reply
+
+
+def context(node: int, node_config: Mapping[str, int]) -> Context:
+    """Return a Flower context as Flower's own simulation makes them."""
+    return Context(run_id=1, node_id=node, node_config=dict(node_config), state=RecordDict(), run_config={})
+
+
+def contexts(count: int) -> dict[int, Context]:
+    """Return the contexts of ``count`` nodes, by node number from 1."""
+    return {number + 1: context(number + 1, {"partition-id": number, "num-partitions": count}) for number in range(count)}
+
+
+def seat_of(text: str, context: Context) -> Seat:
+    """Find the seat of a node that Flower's simulation runtime started, in whatever process; a process reads the data once.
+
+    Raises
+    ------
+    ConfigError
+        When the federation was started with another count of nodes than the scenario ``text`` has hospitals.
+    """
+    seats = _population(text).seats
+    if int(context.node_config["num-partitions"]) != len(seats):
+        raise ConfigError(f"the federation has {context.node_config['num-partitions']} nodes, and the scenario {len(seats)} hospitals")
+    return seats[int(context.node_config["partition-id"])]
+
+
+@lru_cache(maxsize=2)
+def _population(text: str) -> Population:
+    return populate(scenarios.read(scenarios.tables_of(text)))

@@ -1,0 +1,168 @@
+"""One simulation, from scenario to run folder."""
+
+import datetime
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from common.errors import DataError, UsageError
+from common.statistics import Statistics
+from server import models, records, rounds
+from server.rounds import Outcome, Plan
+from simulations import baselines, report
+from simulations import scenario as scenarios
+from simulations.engines import ENGINES
+from simulations.hospitals import Population, populate
+from simulations.scenario import Scenario
+
+CONFIG = "config.toml"
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """What is told of a running simulation: its stages by name, and every round."""
+
+    stage: Callable[[str], None] = lambda _name: None
+    round: rounds.Watch = lambda _record: None
+
+
+def new_folder(out: Path, task: str) -> Path:
+    """Make and return the next free run folder, ``<task>-0001`` and so on; two runs that start at once get two."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        taken = [int(path.name.rpartition("-")[2]) for path in out.glob(f"{task}-[0-9]*") if path.name.rpartition("-")[2].isdigit()]
+        number = max(taken, default=0) + 1
+        while True:
+            folder = out / f"{task}-{number:04d}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                number += 1
+                continue
+            return folder
+    except OSError as error:
+        raise DataError(f"{out}: cannot make a run folder ({error.strerror}); choose another with --out") from None
+
+
+def reopen(folder: Path) -> Scenario:
+    """Read the scenario of a run folder, to go on with it."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UsageError(f"{folder}: not a run folder ({CONFIG} is missing)")
+    return scenarios.read(scenarios.find(str(path)))
+
+
+def simulate(scenario: Scenario, folder: Path, command: str, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Run a scenario into a folder, going on from its checkpoint if it has one; return the record, which is also in ``run.json``.
+
+    Raises
+    ------
+    FedwardError
+        For settings that contradict each other, data that is not here, or too few usable updates. What was finished stays in the folder.
+    """
+    watcher = watcher or Watcher()
+    clock = Clock()
+    watcher.stage("reading data")
+    population = populate(scenario)
+    plan = Plan(scenario.run)
+    _ = plan.strategy  # a contradiction is refused before anything is written
+    models.write(folder / CONFIG, scenario.text().encode())
+    watcher.stage("federated training")
+    facts: dict[str, Any] = {}
+
+    def done(outcome: Outcome) -> None:
+        clock.lap("federated")
+        facts.update(_compared(scenario, population, outcome, watcher))
+        clock.lap("comparators")
+        facts["outcome"] = outcome
+
+    ENGINES[scenario.simulation.engine](scenario, population, plan, folder, watcher.round, done)
+    outcome: Outcome = facts.pop("outcome")
+    record = _record(scenario, population, outcome, folder.name, command) | facts
+    record["seconds"] = {**clock.laps, "total": clock.total()}
+    watcher.stage("writing the report")
+    records.save_model(folder, plan.task, scenario.run.seed, outcome.model)
+    records.write_metrics(folder, record)
+    records.write_json(folder / records.RUN, record)
+    report.write_report(folder)
+    return record
+
+
+class Clock:
+    """Seconds of the parts of a run."""
+
+    def __init__(self) -> None:
+        self._begun = self._last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Name the time since the last lap."""
+        now = time.perf_counter()
+        self.laps[name], self._last = round(now - self._last, 3), now
+
+    def total(self) -> float:
+        """Return the time since the start."""
+        return round(time.perf_counter() - self._begun, 3)
+
+
+def _compared(scenario: Scenario, population: Population, federated: Outcome, watcher: Watcher) -> dict[str, Any]:
+    """Train the comparators and judge all models on the same test patients."""
+    task = federated.coordinator.plan.task
+    tests: dict[str, dict[str, Statistics]] = {"federated": federated.tests}
+    differences: dict[str, dict[str, Statistics]] = {}
+    if scenario.simulation.comparators:
+        watcher.stage("each hospital alone")
+        alone = baselines.local_only(population, scenario.run, federated)
+        tests["local"] = {name: outcome.tests[name] for name, outcome in alone.items() if name in outcome.tests}
+        differences["local"] = federated.coordinator.compare(federated.model, {name: outcome.model for name, outcome in alone.items()})
+        watcher.stage("all patients in one place")
+        central = baselines.centralised(population, scenario.run, federated).model
+        tests["central"] = federated.coordinator.judge(central)
+        differences["central"] = federated.coordinator.compare(federated.model, dict.fromkeys(federated.coordinator.fleet.nodes, central))
+    results = {name: rounds.results_of(task, parts) for name, parts in tests.items()}
+    return {
+        "results": {name: {"pooled": result.pooled, "hospitals": result.hospitals} for name, result in results.items()},
+        "curves": {name: result.curves for name, result in results.items()},
+        "differences": {name: rounds.differences_of(task, parts) for name, parts in differences.items()},
+    }
+
+
+def _record(scenario: Scenario, population: Population, outcome: Outcome, name: str, command: str) -> dict[str, Any]:
+    task, dataset, table = outcome.coordinator.plan.task, population.dataset, population.table
+    return {
+        "schema": 1,
+        "name": name,
+        "task": task.name,
+        "title": task.title,
+        "synthetic": dataset.synthetic,
+        "headline": task.objective.headline,
+        "command": command,
+        "started": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "seed": scenario.run.seed,
+        "engine": scenario.simulation.engine,
+        "parameters": int(outcome.model.weights.size),
+        "weights_sha256": records.sha256(outcome.model.weights),
+        "layout_sha256": outcome.layout_sha256,
+        "stopped": outcome.stopped,
+        "bytes": {way: sum(getattr(row, f"bytes_{way}") for row in outcome.rounds) for way in ("down", "up")},
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 * (1024 if sys.platform == "darwin" else 1)),
+        "config": scenario.table(),
+        "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in ("fedward", "flwr", "tensorflow", "keras", "numpy")},
+        "machine": {"system": platform.system(), "processor": platform.machine()},
+        "data": {
+            **{key: getattr(dataset, key) for key in ("name", "title", "origin", "licence", "citation")},
+            "sha256": {file.name: list(file.checksums) for file in dataset.files},
+            "rows": len(table),
+            "duplicates_removed": table.duplicates_removed,
+            "public": True,
+        },
+        "classes": list(task.classes),
+        "hospitals": [asdict(member) for member in outcome.members],
+        "rounds": [asdict(row) for row in outcome.rounds],
+    }
