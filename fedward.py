@@ -1,7 +1,6 @@
 """The command line: joins the sub-commands of the packages; imports nothing heavy until a command runs."""
 
 import argparse
-import os
 import sys
 from importlib import import_module, metadata
 
@@ -10,8 +9,6 @@ from common.errors import FedwardError
 COMMANDS = ("simulations.cli", "simulations.compare_cli", "simulations.data_cli")
 """Modules whose ``add_parsers`` adds sub-commands."""
 PACKAGES = ("client", "common", "server", "simulations")
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def main(words: list[str] | None = None) -> int:

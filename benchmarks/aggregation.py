@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.config import Choice  # noqa: E402 - the line above makes the checkout importable
-from common.flower import identity, quiet  # noqa: E402
-from common.update import Update  # noqa: E402
-from server.strategies import strategy_of  # noqa: E402
+from common.config import Choice
+from common.flower import identity, quiet
+from common.update import Update
+from server.strategies import strategy_of
 
 Vector = NDArray[np.float32]
 Ways = dict[str, Callable[[], object]]
@@ -54,13 +54,13 @@ def compare_averages(count: int, size: int, flower_count: int, repeat: int) -> N
         "numpy: sum += weight * update": lambda: multiply_then_add(updates),
     }
     print(f"\nmean of {count} updates of {size:,} parameters")
-    report(ways, repeat, {name: count for name in ways}, "limit: sum += update", size)
+    report(ways, repeat, dict.fromkeys(ways, count), "limit: sum += update", size)
     flower: Ways = {
         "limit: sum += update": lambda: plain_sum(updates[:flower_count]),
         "Flower: FedAvg": flowers(updates[:flower_count]),
     }
     print(f"\nmean of {flower_count} updates (Flower holds all of them first)")
-    report(flower, repeat, {name: flower_count for name in flower}, "limit: sum += update", size)
+    report(flower, repeat, dict.fromkeys(flower, flower_count), "limit: sum += update", size)
 
 
 def compare_robust(count: int, size: int, repeat: int) -> None:
@@ -73,7 +73,7 @@ def compare_robust(count: int, size: int, repeat: int) -> None:
         "ours: trimmed_mean": lambda: ours("trimmed_mean", updates),
     }
     print(f"\ncoordinate-wise, {count} updates of {size:,} parameters")
-    report(ways, repeat, {name: count for name in ways}, "numpy: np.median", size)
+    report(ways, repeat, dict.fromkeys(ways, count), "numpy: np.median", size)
 
 
 def report(ways: Ways, repeat: int, counts: dict[str, int], base: str, size: int) -> None:
@@ -142,11 +142,9 @@ def flowers(updates: list[Update]) -> Callable[[], object]:
         request = Message(RecordDict(), dst_node_id=1, message_type="train")
     replies = []
     for update in updates:
-        records = {
-            "arrays": ArrayRecord({"weights": Array(update.delta)}),
-            "metrics": MetricRecord({"num-examples": update.num_examples}),
-        }
-        replies.append(Message(RecordDict(records), reply_to=request))
+        arrays = ArrayRecord({"weights": Array(update.delta)})
+        metrics = MetricRecord({"num-examples": update.num_examples})
+        replies.append(Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=request))
     return lambda: FedAvg().aggregate_train(1, replies)
 
 

@@ -1,6 +1,7 @@
 """The harness: repeats and medians, the memory of a process and its children, and one table for limit, peer and ours."""
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -74,7 +75,7 @@ def median_ms(call: Callable[[], object], repeats: int, warmup: int = 1) -> floa
 
 def between_ms(moments: Sequence[float], skip: int = 2) -> float:
     """Return the median distance of successive moments (seconds), in milliseconds, without the first ``skip`` distances."""
-    distances = [later - earlier for earlier, later in zip(moments, moments[1:], strict=False)]
+    distances = [later - earlier for earlier, later in itertools.pairwise(moments)]
     return 1000.0 * statistics.median(distances[skip:])
 
 
@@ -87,7 +88,9 @@ class Ran:
     megabytes: float
 
 
-def run(python: Path | str, script: str, *words: str, environment: Mapping[str, str] | None = None, timeout: float = 1800) -> Ran:
+def run(
+    python: Path | str, script: str, *words: str, environment: Mapping[str, str] | None = None, timeout: float = 1800
+) -> Ran:
     """Run a script of this folder by the given Python and read the JSON object on its last line.
 
     Raises
@@ -164,7 +167,9 @@ def options(text: str, extend: Callable[[argparse.ArgumentParser], object] | Non
     """Read the options that every benchmark has: ``--json``, ``--repeats`` and ``--no-peers``."""
     parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--repeats", type=int, default=3, help="how often limit, peer and ours take turns; medians are shown")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="how often limit, peer and ours take turns; medians are shown"
+    )
     parser.add_argument("--no-peers", action="store_true", help="leave the peers out")
     if extend:
         extend(parser)

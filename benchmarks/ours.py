@@ -21,8 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path.insert(1, str(HERE.parent))
+sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import numpy as np
 from work import WORKS, Work
@@ -49,7 +48,9 @@ def records(work: Work, hospital: int) -> Records:
         pixels = generator.integers(0, 256, (count, *work.shape[:2]), dtype=np.uint8)
         return {"image": pixels, "label": generator.integers(0, 2, count)}
     columns = {
-        column.name: generator.choice(column.codes, count) if column.codes else generator.uniform(column.low, column.high, count)
+        column.name: generator.choice(column.codes, count)
+        if column.codes
+        else generator.uniform(column.low, column.high, count)
         for column in heart.COLUMNS
     }
     return columns | {"num": generator.integers(0, 2, count)}
@@ -71,7 +72,9 @@ def dataset(work: Work) -> Dataset:
     task = "pneumonia" if work.name == "cnn" else "heart"
     rows = sum(work.rows_of(number) + TESTED for number in range(work.hospitals))
     named = {"origin": "generator", "licence": "none", "citation": "none"}
-    return Dataset(f"benchmark-{work.name}", work.title, task, rows=rows, read=lambda _folder: table(work), synthetic=True, **named)
+    return Dataset(
+        f"benchmark-{work.name}", work.title, task, rows=rows, read=lambda _folder: table(work), synthetic=True, **named
+    )
 
 
 def settings(work: Work, rounds: int) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def settings(work: Work, rounds: int) -> dict[str, Any]:
         "training": training,
         "selection": {"fraction": work.cohort / work.hospitals},
         "evaluation": {"every": 0},
-        "simulation": {"dataset": f"benchmark-{work.name}", "partition": "natural", "comparators": False},
+        "simulation": {"dataset": f"benchmark-{work.name}", "partition": "natural", "comparators": False, "workers": 1},
     }
 
 
@@ -112,7 +115,9 @@ def simulate(work: Work, rounds: int, over: Mapping[str, Any]) -> dict[str, Any]
     DATASETS[f"benchmark-{work.name}"] = dataset(work)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        record = run.simulate(scenario.read(settings(work, rounds), over), Path(folder), "benchmark", run.Watcher(round=clock.note))
+        record = run.simulate(
+            scenario.read(settings(work, rounds), over), Path(folder), "benchmark", run.Watcher(round=clock.note)
+        )
     counted = [row["examples"] for row in record["rounds"]]
     return {
         "moments": clock.moments,

@@ -26,11 +26,18 @@ def load_model(work: Work) -> Any:
     import keras
 
     if len(work.shape) > 1:
-        body = [keras.layers.Conv2D(32, 3, activation="relu"), keras.layers.MaxPooling2D(2), keras.layers.Flatten(), keras.layers.Dense(64, "relu")]
+        body = [
+            keras.layers.Conv2D(32, 3, activation="relu"),
+            keras.layers.MaxPooling2D(2),
+            keras.layers.Flatten(),
+            keras.layers.Dense(64, "relu"),
+        ]
     else:
         body = [keras.layers.Dense(16, activation="relu")]
     model = keras.Sequential([keras.Input(work.shape), *body, keras.layers.Dense(2, activation="softmax")])
-    model.compile(keras.optimizers.SGD(work.learning_rate), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile(
+        keras.optimizers.SGD(work.learning_rate), loss="sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
     return model
 
 
@@ -65,7 +72,9 @@ def server_app(work: Work, rounds: int, moments: list[float]) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, _context: Context) -> None:
-        strategy = FedAvg(fraction_train=work.cohort / work.hospitals, fraction_evaluate=0.0, min_available_nodes=work.hospitals)
+        strategy = FedAvg(
+            fraction_train=work.cohort / work.hospitals, fraction_evaluate=0.0, min_available_nodes=work.hospitals
+        )
         model = load_model(work)
 
         def note(_number: int, _arrays: ArrayRecord) -> None:

@@ -32,7 +32,15 @@ class Network(torch.nn.Module):
         super().__init__()
         nn = torch.nn
         if len(work.shape) > 1:
-            body = [nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(5408, 64), nn.ReLU(), nn.Linear(64, 1)]
+            body = [
+                nn.Conv2d(1, 32, 3),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Flatten(),
+                nn.Linear(5408, 64),
+                nn.ReLU(),
+                nn.Linear(64, 1),
+            ]
         else:
             body = [nn.Linear(work.shape[0], 16), nn.ReLU(), nn.Linear(16, 1)]
         self.body = nn.Sequential(*body)
@@ -54,7 +62,9 @@ class Clock(TrainingProcessCallback):
     def __init__(self) -> None:
         self.moments: list[float] = []
 
-    def after_central_iteration(self, _metrics: Metrics, _model: Any, *, central_iteration: int) -> tuple[bool, Metrics]:
+    def after_central_iteration(
+        self, _metrics: Metrics, _model: Any, *, central_iteration: int
+    ) -> tuple[bool, Metrics]:
         """Note the time."""
         self.moments.append(time.perf_counter())
         return central_iteration < 0, Metrics()
@@ -81,7 +91,9 @@ def run(work: Work, rounds: int) -> list[float]:
         NNAlgorithmParams(rounds, evaluation_frequency=rounds + 1, train_cohort_size=work.cohort, val_cohort_size=0),
         SimulatedBackend(federation, federation),
         model,
-        NNTrainHyperParams(local_batch_size=work.batch_size, local_num_epochs=work.epochs, local_learning_rate=work.learning_rate),
+        NNTrainHyperParams(
+            local_batch_size=work.batch_size, local_num_epochs=work.epochs, local_learning_rate=work.learning_rate
+        ),
         callbacks=[clock],
     )
     return clock.moments

@@ -61,4 +61,5 @@ def measure(peer: Peer, work: str, rounds: int) -> Ran | None:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if all([install(peer) for peer in (FLOWER, PFL)]) else 1)
+    results = [install(peer) for peer in (FLOWER, PFL)]
+    sys.exit(0 if all(results) else 1)

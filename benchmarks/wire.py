@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict  # noqa: E402
 
 from common.config import UpdateConfig  # noqa: E402
-from common.wire import CODECS, from_record, to_array, to_record  # noqa: E402
+from common.wire import CODECS, Codec, from_record, to_array, to_record  # noqa: E402
 
 HOSPITALS = 4
 EMPTY_ROUND_LIMIT_MS = 2.0
@@ -44,10 +44,7 @@ def codecs(size: int, repeats: int) -> None:
     }
     for name, codec in CODECS.items():
         encode = partial(codec.encode, vector, UpdateConfig(codec=name))  # type: ignore[arg-type]
-        paths[name] = (
-            lambda encode=encode: to_record(encode()),
-            lambda record, codec=codec: codec.decode(from_record(record), size),
-        )
+        paths[name] = (partial(write, encode), partial(read, codec, size))
     times: dict[str, list[tuple[float, float, int]]] = {name: [] for name in paths}
     for _ in range(repeats):
         for name, path in paths.items():
@@ -63,6 +60,16 @@ def codecs(size: int, repeats: int) -> None:
         )
 
 
+def write(encode: Callable[[], Any]) -> ArrayRecord:
+    """Encode into a record."""
+    return to_record(encode())
+
+
+def read(codec: Codec, size: int, record: ArrayRecord) -> Any:
+    """Decode a record."""
+    return codec.decode(from_record(record), size)
+
+
 def there_and_back(out: Callable[[], ArrayRecord], back: Callable[[ArrayRecord], Any]) -> tuple[float, float, int]:
     """Return milliseconds to write, milliseconds to read, and bytes."""
     start = time.perf_counter()
@@ -75,7 +82,7 @@ def there_and_back(out: Callable[[], ArrayRecord], back: Callable[[ArrayRecord],
 def objects(repeats: int) -> None:
     """Time the objects of a round without training, and the sum of those that a round over four hospitals needs."""
     vector = np.zeros(PARAMETERS, np.float32)
-    config = {"server-round": 1, "task": "heart", "learning-rate": 0.1, "epochs": 2, "seed": 5}
+    config: dict[str, Any] = {"server-round": 1, "task": "heart", "learning-rate": 0.1, "epochs": 2, "seed": 5}
     parts = RecordDict(
         {
             "arrays": to_record({"values": vector}),

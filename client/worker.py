@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from client import evaluation, training
 from client.hospital import Hospital
+from common import backend, wire
 from common import network as networks
-from common import wire
 from common.config import Choice, RunConfig
 from common.errors import UpdateRejected
 from common.layout import Vector
@@ -76,7 +76,7 @@ class Worker:
             rate = _rate(config, int(request.options["server-round"]))
             vector = np.concatenate([vector, _new_control(state, request.arrays["control"], vector, trained.steps * rate)])
         state.update({"local": trained.local} if trained.local.size else {})
-        arrays, left = wire.encode_with_feedback(vector, config.update, state.get("residual"))
+        arrays, left = wire.encode_with_feedback(config.update, vector, state.get("residual"))
         state.update({} if left is None else {"residual": left})
         statistics["train/loss"] = np.array([trained.loss, trained.steps], np.float64)
         return Reply(arrays, statistics, num_examples=len(examples))
@@ -138,7 +138,7 @@ class Worker:
         preparation, local_parts = str(request.options["preparation"]), str(request.options["local-parts"])
         key = (config.task, preparation, local_parts, config.seed)
         if key not in self._prepared:
-            _limit_threads(self._threads)
+            backend.start(self._threads)
             task = task_of(config.task)
             network = networks.build(task, json.loads(preparation), tuple(filter(None, local_parts.split(","))), config.seed)
             # Preparations that lead to the same model share its compiled functions.
@@ -202,14 +202,3 @@ def _kept(request: Request, state: State) -> State:
 
 def _other_options(options: Mapping[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
     return {**options, "preparation": options["other-preparation"], "local-parts": ""}
-
-
-def _limit_threads(threads: int) -> None:
-    """Give TensorFlow its threads, which it accepts only before its first operation; a fixed count keeps sums in a fixed order."""
-    import tensorflow as tf
-
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
-    except RuntimeError:
-        return

@@ -8,6 +8,7 @@ A setting is a field of a frozen dataclass, annotated with its limits and its me
 declare their own settings the same way, so that a new one needs no line here.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -274,7 +275,11 @@ def _choice(value: Any, path: str) -> Choice:
         return Choice(value)
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise ConfigError(f"{path}.name: expected the name of a {path}, got {_named(value)}")
-    return Choice(value["name"], tuple((key, item) for key, item in value.items() if key != "name"))
+    for key, item in value.items():
+        if not isinstance(item, Scalar):
+            raise ConfigError(f"{path}.{key}: expected a number, text, true or false, got {_named(item)}")
+    # Sorted, so that the same options are the same choice, in whatever order they were written.
+    return Choice(value["name"], tuple(sorted((key, item) for key, item in value.items() if key != "name")))
 
 
 def _typed(kind: Any, value: Any, path: str) -> Any:
@@ -303,8 +308,8 @@ def _literal(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
+        # JSON writes texts as TOML does, but for one character.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_literal, value)) + "]"
     return repr(value)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from common.errors import FedwardError, UsageError
 
 if TYPE_CHECKING:
-    from flwr.app import Context, Message
+    from flwr.app import Context, Message, RecordDict
     from flwr.supercore.run import Run as Run  # noqa: PLC0414 - re-exported for whoever implements a Grid
 
 SUPPORTED = "1.41"
@@ -81,6 +81,36 @@ def message_from(data: bytes) -> "Message":
 
     with _readable("message"):
         return message_from_proto(Proto.FromString(data))
+
+
+def content_bytes(content: "RecordDict") -> bytes:
+    """Write a message's content as Flower's own protobuf bytes."""
+    from flwr.common.serde import recorddict_to_proto
+
+    return bytes(recorddict_to_proto(content).SerializeToString())
+
+
+def content_from(data: bytes) -> "RecordDict":
+    """Undo `content_bytes`.
+
+    Raises
+    ------
+    FedwardError
+        When the bytes are no content of a Flower message.
+    """
+    from flwr.common.serde import recorddict_from_proto
+    from flwr.proto.recorddict_pb2 import RecordDict as Proto
+
+    with _readable("content"):
+        return recorddict_from_proto(Proto.FromString(data))
+
+
+def without_content(message: "Message") -> "Message":
+    """Return the same message with nothing in it, for when its content travels by another way."""
+    from flwr.app import RecordDict
+    from flwr.app.message.message import make_message
+
+    return make_message(metadata=message.metadata, content=RecordDict())
 
 
 def context_bytes(context: "Context") -> bytes:

@@ -129,7 +129,8 @@ def _only(found: Mapping[str, Any], wanted: Any, what: str) -> None:
     if missing:
         raise UpdateRejected("missing", f"{what} {missing[0]!r} is missing")
     if extra:
-        raise UpdateRejected("extra", f"{what} {extra[0]!r} is not expected")
+        # Its name is the sender's own words, which stay out of the records.
+        raise UpdateRejected("extra", f"a {what} came that is not expected; expected: {', '.join(sorted(wanted))}")
 
 
 def prefixed(prefix: str, arrays: Arrays) -> dict[str, NDArray[Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from common import backend
 from common.layout import Entry, Layout, Vector
 from common.tasks.task import Preparation, Task
 
@@ -53,6 +54,7 @@ def build(task: Task, preparation: Preparation, local_parts: tuple[str, ...], se
 
     Keras draws the seeds of its initialisers and dropout layers from Python's own generator; it is set for the building and then put back.
     """
+    backend.start()
     before = random.getstate()
     random.seed(seed)
     try:

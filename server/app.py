@@ -1,14 +1,13 @@
 """The Flower ServerApp: reads the run's settings, runs the rounds, hands over the outcome."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import loads
-from common.tasks import read_run
-from server import records, rounds
+from server import rounds
 from server.rounds import Outcome, Plan
 
 
@@ -28,9 +27,5 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run what ``flwr run`` asks for: settings as TOML text or a task's name, the outcome into the run's folder."""
-    text = str(context.run_config["run"])
-    config = read_run(loads(text) if "=" in text else {"task": text})
-    folder = Path(str(context.run_config["folder"]))
-    folder.mkdir(parents=True, exist_ok=True)
-    records.write_outcome(folder, config, rounds.run(grid, Plan(config), folder))
+    """Run what ``flwr run`` asks for: a scenario over simulated nodes. The harness that knows scenarios is installed, and not part of the bundle."""
+    importlib.import_module("simulations.run").on_grid(grid, context)

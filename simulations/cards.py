@@ -66,7 +66,14 @@ def difference(record: Record, other: str, metric: str, hospital: str | None = N
 def compared_metric(record: Record) -> str:
     """Return the metric whose differences are told: the headline, or another where its difference is not defined."""
     wanted = (record["headline"], "macro_f1", "accuracy")
-    return next((metric for metric in wanted if any(defined(difference(record, other, metric)) for other in ("local", "central"))), wanted[0])
+    return next(
+        (
+            metric
+            for metric in wanted
+            if any(defined(difference(record, other, metric)) for other in ("local", "central"))
+        ),
+        wanted[0],
+    )
 
 
 def defined(value: Estimate) -> bool:
@@ -162,7 +169,9 @@ def interval(value: Estimate, digits: int = 3, signed: bool = False) -> str:
     text = number(value.value, digits, signed)
     if not defined(value) or not bounded(value):
         return text
-    return f"{text} ({number(value.low, digits, signed)}{' to ' if signed else '–'}{number(value.high, digits, signed)})"
+    return (
+        f"{text} ({number(value.low, digits, signed)}{' to ' if signed else '–'}{number(value.high, digits, signed)})"
+    )
 
 
 def count(record: Record, value: int) -> str:
@@ -203,7 +212,7 @@ def seconds(value: float) -> str:
     """Write a duration.
 
     >>> seconds(0.0123), seconds(9.14), seconds(4000)
-    ('0.012 s', '9.1 s', '1 h 7 min')
+    ('0.012 s', '9.1 s', '1 h 6 min')
     """
     if value >= 3600:
         return f"{value // 3600:.0f} h {value % 3600 // 60:.0f} min"
@@ -223,7 +232,9 @@ def headline(record: Record) -> str:
     low, high = number(result.low), number(result.high)
     sentence = f"The federated model reached {_article(metric)} {in_text(metric)} of {number(result.value)} (95 % interval {low} to {high}) {at}"
     judged = compared_metric(record)
-    verdicts = [_verdict(record, other, judged) for other in ("local", "central") if defined(difference(record, other, judged))]
+    verdicts = [
+        _verdict(record, other, judged) for other in ("local", "central") if defined(difference(record, other, judged))
+    ]
     measure = "" if judged == metric else f"in {in_text(judged)} "
     return f"{sentence}; {measure}it is {' and '.join(verdicts)}." if verdicts else f"{sentence}."
 
@@ -231,10 +242,11 @@ def headline(record: Record) -> str:
 def _verdict(record: Record, other: str, metric: str) -> str:
     gap = difference(record, other, metric)
     name = {"local": "local-only training", "central": "centralised training"}[other]
+    measured = f"difference {number(gap.value, signed=True)}, 95 % interval {number(gap.low, signed=True)} to {number(gap.high, signed=True)}"
     if not bounded(gap) or gap.low <= 0 <= gap.high:
-        return f"not shown to differ from {name} (difference {interval(gap, signed=True)})"
+        return f"not shown to differ from {name} ({measured})"
     better = (gap.value > 0) != (metric in LOWER_IS_BETTER)
-    return f"{'better' if better else 'worse'} than {name} (difference {interval(gap, signed=True)})"
+    return f"{'better' if better else 'worse'} than {name} ({measured})"
 
 
 def _article(metric: str) -> str:
@@ -256,10 +268,10 @@ SYNTHETIC = "SYNTHETIC DATA: made by a generator, not measured on patients. The 
 
 
 def markdown(text: object) -> str:
-    """Make any text safe inside Markdown, tables and HTML included.
+    r"""Make any text safe inside Markdown, tables and HTML included.
 
     >>> markdown("<b> a|b")
-    '&lt;b&gt; a\\\\|b'
+    '&lt;b&gt; a\\|b'
     """
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(str(text), quote=False).replace("\n", " "))
 
@@ -287,7 +299,10 @@ def _card_head(record: Record) -> str:
 def _card_results(record: Record) -> str:
     present = approaches(record)
     head = ["metric", *(APPROACHES[name] for name in present)]
-    pooled = [[metric_name(metric), *(interval(estimate(record, name, metric)) for name in present)] for metric in metrics(record)]
+    pooled = [
+        [metric_name(metric), *(interval(estimate(record, name, metric)) for name in present)]
+        for metric in metrics(record)
+    ]
     by_hospital = [
         [markdown(name), *(interval(estimate(record, approach, record["headline"], name)) for approach in present)]
         for name in hospitals(record)[:40]
@@ -370,7 +385,11 @@ def _privacy_trust(record: Record) -> str:
 
 
 def _privacy_gaps(record: Record) -> str:
-    shown = "Counts are shown as they are, because the data are public." if record["data"]["public"] else f"Counts under {SMALL} are shown as <{SMALL}."
+    shown = (
+        "Counts are shown as they are, because the data are public."
+        if record["data"]["public"]
+        else f"Counts under {SMALL} are shown as <{SMALL}."
+    )
     return (
         "## What is not covered\n\n"
         "- Gradient inversion: rebuilding a patient's record from an update. It is easiest with few patients a hospital and few local steps.\n"

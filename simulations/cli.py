@@ -1,4 +1,4 @@
-"""``fedward simulate``: run a scenario, and show it running."""
+"""``fedward simulate`` and ``fedward sweep``: run scenarios, and show them running."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from simulations.scenario import Scenario
 
 EXAMPLE = "example: fedward simulate heart --rounds 10 --set strategy.name=fedprox --set strategy.mu=0.1"
+SCENARIO = "a task or scenario by name, or the path of a scenario file (.toml)"
 # Options that are short for a --set, with the setting they set.
 SHORT = {
     "hospitals": ("simulation.hospitals", int, "N", "count of virtual hospitals"),
@@ -26,26 +27,52 @@ SHORT = {
 
 
 def add_parsers(subparsers: Any) -> None:
-    """Add ``simulate``."""
+    """Add the commands."""
+    _add_simulate(subparsers)
+    _add_sweep(subparsers)
+
+
+def _add_simulate(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "simulate",
         help="train over virtual hospitals on this computer",
         description="Train a shared model over virtual hospitals, beside local-only and centralised training; leaves a run folder with a report.",
         epilog=EXAMPLE,
     )
-    parser.add_argument("scenario", nargs="?", help="a task or scenario by name, or the path of a scenario file (.toml)")
-    for option, (_, kind, metavar, meaning) in SHORT.items():
-        parser.add_argument(f"--{option}", type=kind, metavar=metavar, help=meaning)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, as often as needed; see docs/settings.md")
+    parser.add_argument("scenario", nargs="?", help=SCENARIO)
+    _add_settings(parser)
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are made (default: runs)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run of this folder")
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of tables")
     parser.set_defaults(run=simulate)
 
 
+def _add_sweep(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "sweep",
+        help="run a scenario under many settings and seeds",
+        description="Run a scenario under every combination of settings, over several seeds, and compare them. The same command again goes on where it stopped.",
+        epilog="example: fedward sweep heart --grid strategy.name=fedavg,fedprox --seeds 5",
+    )
+    parser.add_argument("scenario", help=SCENARIO)
+    parser.add_argument("--grid", action="append", default=[], metavar="KEY=A,B", help="a setting and its values, as often as needed")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 1 to N (default: 1)")
+    _add_settings(parser, without=("seed",))
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the sweep (default: runs/sweep-SCENARIO)")
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    parser.set_defaults(run=sweep)
+
+
+def _add_settings(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
+    for option, (_, kind, metavar, meaning) in SHORT.items():
+        if option not in without:
+            parser.add_argument(f"--{option}", type=kind, metavar=metavar, help=meaning)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, as often as needed; see docs/settings.md")
+
+
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings given on the command line, as nested tables; the short options first, then ``--set``."""
-    short = [f"{key}={json.dumps(getattr(args, option))}" for option, (key, *_) in SHORT.items() if getattr(args, option) is not None]
+    short = [f"{key}={json.dumps(getattr(args, option))}" for option, (key, *_) in SHORT.items() if getattr(args, option, None) is not None]
     return merge(assign(short), assign(args.set))
 
 
@@ -68,6 +95,26 @@ def simulate(args: argparse.Namespace) -> int:
     else:
         live.summarise(record, folder)
     return 0
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Run ``fedward sweep``."""
+    from simulations import compare_cli
+    from simulations import scenario as scenarios
+    from simulations.live import Live
+    from simulations.sweep import sweep as run_all
+
+    if args.seeds < 1:
+        raise UsageError(f"--seeds {args.seeds}: expected 1 or more")
+    base = merge(scenarios.find(args.scenario), settings_of(args))
+    out = args.out or Path("runs") / f"sweep-{Path(args.scenario).stem}"
+    command = shlex.join(["fedward", *sys.argv[1:]])
+    with Live(scenarios.read(base), quiet=args.json) as live:
+        try:
+            folders = run_all(base, args.grid, args.seeds, out, command, live.watcher)
+        except KeyboardInterrupt:
+            raise FedwardError("stopped; what is finished is kept: the same command goes on with it") from None
+    return compare_cli.show(folders, as_json=args.json)
 
 
 def _opened(args: argparse.Namespace) -> tuple["Scenario", Path | None]:

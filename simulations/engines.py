@@ -18,6 +18,7 @@ from simulations import hospitals
 from simulations.hospitals import Population
 from simulations.local_grid import LocalGrid
 from simulations.scenario import Scenario
+from simulations.workers import Crew, app_of
 
 Done = Callable[[Outcome], None]
 Engine = Callable[[Scenario, Population, Plan, Path, Watch, Done], None]
@@ -25,27 +26,31 @@ Engine = Callable[[Scenario, Population, Plan, Path, Watch, Done], None]
 
 def grid_of(seats: Sequence[Seat]) -> LocalGrid:
     """Return a grid over seats of this process."""
-    client = make_app(lambda context: seats[int(context.node_config["partition-id"])])
-
-    def ask(message: Message, context: Context) -> Callable[[], Message]:
-        return lambda: client(message, context)
-
-    return LocalGrid(ask, hospitals.contexts(len(seats)))
+    app = app_of(seats)
+    return LocalGrid(lambda message, context: lambda: app(message, context), hospitals.contexts(len(seats)))
 
 
-def local(_scenario: Scenario, population: Population, plan: Plan, folder: Path, watch: Watch, done: Done) -> None:
-    """Run in this process. What hospitals keep between rounds is saved beside the checkpoint, so that a resumed run is bit-equal."""
-    grid = grid_of(population.seats)
-    shelf = Shelf(folder, grid.contexts)
-    shelf.load()
+def local(scenario: Scenario, population: Population, plan: Plan, folder: Path, watch: Watch, done: Done) -> None:
+    """Run in this process, or on worker processes where that pays.
 
-    def keep(record: RoundRecord) -> None:
-        shelf.save(record.round)
-        watch(record)
+    What hospitals keep between rounds is saved beside the checkpoint, so that a resumed run is bit-equal.
+    """
+    with Crew(population.seats, scenario.text()) as crew:
+        grid = LocalGrid(crew.ask, hospitals.contexts(len(population.seats)))
+        shelf = Shelf(folder, grid.contexts)
+        shelf.load()
+        if scenario.simulation.workers > 1:
+            crew.grow(scenario.simulation.workers)
 
-    server = server_app.make_app(plan, folder, done, keep)
-    with flower.identity(grid.run.run_id):
-        server(grid, hospitals.context(0, {}))
+        def keep(record: RoundRecord) -> None:
+            shelf.save(record.round)
+            watch(record)
+            if not scenario.simulation.workers:
+                crew.grow_if_worth(record.seconds * (plan.config.rounds - record.round))
+
+        server = server_app.make_app(plan, folder, done, keep)
+        with flower.identity(grid.run.run_id):
+            server(grid, hospitals.context(0, {}))
 
 
 def ray(scenario: Scenario, population: Population, plan: Plan, folder: Path, watch: Watch, done: Done) -> None:

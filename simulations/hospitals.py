@@ -143,12 +143,13 @@ def seat_of(text: str, context: Context) -> Seat:
     ConfigError
         When the federation was started with another count of nodes than the scenario ``text`` has hospitals.
     """
-    seats = _population(text).seats
+    seats = population_of(text).seats
     if int(context.node_config["num-partitions"]) != len(seats):
         raise ConfigError(f"the federation has {context.node_config['num-partitions']} nodes, and the scenario {len(seats)} hospitals")
     return seats[int(context.node_config["partition-id"])]
 
 
 @lru_cache(maxsize=2)
-def _population(text: str) -> Population:
+def population_of(text: str) -> Population:
+    """Return the population of a scenario given as text or by name, the same one for the same text."""
     return populate(scenarios.read(scenarios.tables_of(text)))

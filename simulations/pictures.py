@@ -27,7 +27,14 @@ Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 INK, MUTED, RULE, PAPER = "#1b1f24", "#66707b", "#d4d9df", "#fffffe"
 COLOURS = {"local": "#808790", "federated": "#0072b2", "central": "#d55e00"}
 SHADES = ("#c6d0da", "#7d97b0", "#34546f")
-THEME = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper", **{colour: name for name, colour in COLOURS.items()}}
+THEME = {
+    INK: "ink",
+    MUTED: "muted",
+    RULE: "rule",
+    PAPER: "paper",
+    **{colour: name for name, colour in COLOURS.items()},
+    **{colour: f"shade-{place}" for place, colour in enumerate(SHADES)},
+}
 """Colours that the report's page sets itself, so that a drawing follows light, dark and print."""
 
 MOST = 40
@@ -108,22 +115,23 @@ def save_picture(record: Record, curves: Curves, path: Path) -> None:
     with _style():
         chosen = _chosen(record)
         rows = _forest_rows(record, record["headline"], chosen)
-        tall = _split_height(record, len(chosen))
+        tall = _split_height(len(chosen))
         header = 58.0 + _header_height(record)
         height = max(_forest_height(rows) + 22.0, header + tall + 11.0)
         figure = _figure(180, height)
         left = _label_width(rows)
         forest = _place(figure, left, 11, 72 - left, height - 22)
         draw_forest(forest, rows, _marks(record), cards.metric_name(record["headline"]), numbers=True)
-        curve = _place(figure, 113, height - 43, 46, 38)
+        curve = _place(figure, 113, height - 43, 44, 38)
         draw_training(curve, record, curves)
         names = [_hospital_label(record, name) for name in chosen]
         split = _place(figure, 100 + _names_width(names), height - header - tall, 66 - _names_width(names), tall)
         draw_split(split, record, chosen)
         for letter, x, y in (("a", 3, height - 4), ("b", 99, height - 4), ("c", 99, height - 56)):
-            figure.text(x / 180, y / height, letter, fontsize=9, fontweight="bold", va="center")
+            figure.text(x / 180, y / height, letter, fontsize=9, fontweight="bold", fontfamily=_fonts()[0], va="center")
         if record["synthetic"]:
-            figure.text(177 / 180, 3 / height, "SYNTHETIC DATA", fontsize=7, fontweight="bold", ha="right", va="center", color=COLOURS["central"])
+            style = {"fontweight": "bold", "fontfamily": _fonts()[0], "color": COLOURS["central"]}
+            figure.text(3 / 180, 3 / height, "SYNTHETIC DATA", va="center", **style)
         figure.savefig(path, dpi=300, metadata={"Software": None, "Title": f"{record['name']}: {record['title']}"})
 
 
@@ -138,7 +146,10 @@ def differences_svg(record: Record) -> str:
     """Draw the paired differences of the headline metric at every hospital, with intervals and a line at zero."""
     with _style():
         others = [name for name in ("local", "central") if record.get("differences", {}).get(name)]
-        marks = [Mark(f"minus {MARKS[name].label}", MARKS[name].colour, MARKS[name].marker, MARKS[name].filled) for name in others]
+        marks = [
+            Mark(f"minus {MARKS[name].label}", MARKS[name].colour, MARKS[name].marker, MARKS[name].filled)
+            for name in others
+        ]
         metric = cards.compared_metric(record)
         rows = [
             Row(_hospital_label(record, name), tuple(cards.difference(record, other, metric, name) for other in others))
@@ -152,7 +163,7 @@ def training_svg(record: Record, curves: Curves) -> str:
     """Draw the headline metric by round, pooled and at every hospital."""
     with _style():
         figure = _figure(110, 62)
-        draw_training(_place(figure, 13, 11, 74, 48), record, curves)
+        draw_training(_place(figure, 13, 11, 72, 48), record, curves)
         return _svg(figure, "training")
 
 
@@ -160,7 +171,7 @@ def split_svg(record: Record) -> str:
     """Draw how many patients of each class every hospital has."""
     with _style():
         chosen = _chosen(record)
-        header, tall = _header_height(record), _split_height(record, len(chosen))
+        header, tall = _header_height(record), _split_height(len(chosen))
         left = _names_width([_hospital_label(record, name) for name in chosen])
         figure = _figure(110, tall + header + 11)
         draw_split(_place(figure, left, 10, 92 - left, tall), record, chosen)
@@ -204,7 +215,14 @@ def save_forest(rows: Sequence[tuple[str, Sequence[Row]]], marks: Sequence[Mark]
 
 
 def draw_forest(
-    axes: Any, rows: Sequence[Row], marks: Sequence[Mark], xlabel: str, *, numbers: bool = False, zero: bool = False, legend: bool = True
+    axes: Any,
+    rows: Sequence[Row],
+    marks: Sequence[Mark],
+    xlabel: str,
+    *,
+    numbers: bool = False,
+    zero: bool = False,
+    legend: bool = True,
 ) -> None:
     """Draw rows from top to bottom, one estimate a series; those of summaries stand apart, under a line."""
     summaries = sum(row.bold for row in rows)
@@ -262,17 +280,34 @@ def draw_split(axes: Any, record: Record, chosen: Sequence[str]) -> None:
     counts = [cards.classes(hospital) or [cards.rows(hospital)] for hospital in picked]
     shown = np.array([[0 if cards.hidden(record, item) else item for item in row] for row in counts], float)
     labels = class_labels(record) or ["patients"]
-    draw = _draw_bars if len(labels) <= len(SHADES) else _draw_shares
-    draw(axes, shown, labels)
-    axes.set_yticks(range(len(chosen)), [_hospital_label(record, name) for name in chosen])
+    names = [_hospital_label(record, name) for name in chosen]
+    if len(labels) <= len(SHADES):
+        left = axes.get_position().x0 * axes.figure.get_figwidth() * 25.4
+        _draw_bars(axes, shown, labels, left - _names_width(names) + 3.0)
+    else:
+        _draw_shares(axes, shown, labels)
+    axes.set_yticks(range(len(chosen)), names)
     axes.set_ylim(len(chosen) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     for place, (hospital, row) in enumerate(zip(picked, counts, strict=True)):
         text = cards.row_total(record, row, cards.rows(hospital))
-        axes.annotate(text, (1, place), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center_baseline", fontsize=6, color=MUTED)
+        axes.annotate(
+            text,
+            (1, place),
+            (3, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center_baseline",
+            fontsize=6,
+            color=MUTED,
+        )
     few = len(chosen) < len(record["hospitals"])
-    axes.set_xlabel(f"{axes.get_xlabel()}, {len(chosen)} largest of {len(record['hospitals']):,} hospitals" if few else axes.get_xlabel())
+    axes.set_xlabel(
+        f"{axes.get_xlabel()}, {len(chosen)} largest of {len(record['hospitals']):,} hospitals"
+        if few
+        else axes.get_xlabel()
+    )
 
 
 def _draw_series(axes: Any, rows: Sequence[Row], series: int, mark: Mark, heights: NDArray[np.float64]) -> None:
@@ -281,24 +316,35 @@ def _draw_series(axes: Any, rows: Sequence[Row], series: int, mark: Mark, height
     axes.hlines(heights, table[:, 1], table[:, 2], color=mark.colour, linewidth=0.8, zorder=2)
     quartiles = np.array([row.inner[series] if row.inner else (np.nan, np.nan) for row in rows], float)
     axes.hlines(heights, quartiles[:, 0], quartiles[:, 1], color=mark.colour, linewidth=2.4, zorder=2)
-    points = [(point, height) for row, height in zip(rows, heights, strict=True) if row.points for point in row.points[series]]
+    points = [
+        (point, height) for row, height in zip(rows, heights, strict=True) if row.points for point in row.points[series]
+    ]
     if points:
         axes.plot(*zip(*points, strict=True), "|", color=mark.colour, markersize=4, markeredgewidth=0.5, alpha=0.7)
     bold = np.array([row.bold for row in rows])
     for chosen, width in ((~bold, 2.8), (bold, 3.6)):
-        (drawn,) = axes.plot(table[chosen, 0], heights[chosen], mark.marker, color=mark.colour, markersize=width, markeredgewidth=0.7, zorder=3)
+        (drawn,) = axes.plot(
+            table[chosen, 0],
+            heights[chosen],
+            mark.marker,
+            color=mark.colour,
+            markersize=width,
+            markeredgewidth=0.7,
+            zorder=3,
+        )
         drawn.set_markerfacecolor(mark.colour if mark.filled else PAPER)
 
 
-def _draw_bars(axes: Any, shown: NDArray[np.float64], labels: Sequence[str]) -> None:
+def _draw_bars(axes: Any, shown: NDArray[np.float64], labels: Sequence[str], left: float) -> None:
     from matplotlib.patches import Patch
 
     colours = SHADES if len(labels) == len(SHADES) else (SHADES[0], SHADES[-1])
     starts = np.cumsum(shown, axis=1) - shown
     for column, colour in enumerate(colours[: len(labels)]):
         axes.barh(range(len(shown)), shown[:, column], left=starts[:, column], height=0.66, color=colour)
-    handles = [Patch(color=colour, label=label) for colour, label in zip(colours, labels, strict=False)]
-    _place_legend(axes, handles, axes.get_position().x0 * axes.figure.get_figwidth() * 25.4)
+    # Three long names stand beside each other in half a page.
+    handles = [Patch(color=colour, label=_short(label, 13)) for colour, label in zip(colours, labels, strict=False)]
+    _place_legend(axes, handles, left)
     axes.set_xlabel("Patients")
 
 
@@ -308,11 +354,25 @@ def _draw_shares(axes: Any, shown: NDArray[np.float64], labels: Sequence[str]) -
     shares = shown / np.maximum(shown.sum(axis=1, keepdims=True), 1)
     shade = shares / max(float(shares.max()), 1e-9)
     for place, column in np.argwhere(shown > 0):
-        square = Rectangle((column - 0.46, place - 0.42), 0.92, 0.84, color=SHADES[-1], alpha=0.08 + 0.92 * shade[place, column], linewidth=0)
+        square = Rectangle(
+            (column - 0.46, place - 0.42),
+            0.92,
+            0.84,
+            color=SHADES[-1],
+            alpha=0.08 + 0.92 * shade[place, column],
+            linewidth=0,
+        )
         axes.add_patch(square)
     axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.xaxis.tick_top()
-    axes.set_xticks(range(len(labels)), [_short(label, 14) for label in labels], rotation=60, ha="left", va="bottom", rotation_mode="anchor")
+    axes.set_xticks(
+        range(len(labels)),
+        [_short(label, 14) for label in labels],
+        rotation=60,
+        ha="left",
+        va="bottom",
+        rotation_mode="anchor",
+    )
     axes.tick_params(axis="x", length=0, pad=2)
     axes.xaxis.set_label_position("bottom")
     axes.spines["bottom"].set_visible(False)
@@ -330,16 +390,40 @@ def _draw_band(axes: Any, curves: Curves) -> None:
     at = np.asarray(rounds)[known]
     axes.fill_between(at, low, high, color=MUTED, alpha=0.15, linewidth=0)
     axes.fill_between(at, first, third, color=MUTED, alpha=0.25, linewidth=0)
-    axes.annotate("hospitals: 50 % and 90 %", (1, 0), (0, 3), xycoords="axes fraction", textcoords="offset points", ha="right", fontsize=6, color=MUTED)
+    axes.annotate(
+        "hospitals: 50 % and 90 %",
+        (1, 0),
+        (0, 3),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="right",
+        fontsize=6,
+        color=MUTED,
+    )
 
 
 def _number_column(axes: Any, rows: Sequence[Row], heights: NDArray[np.float64], marks: Sequence[Mark]) -> None:
     series = [mark.label for mark in marks].index(APPROACHES["federated"])
     for row, height in zip(rows, heights, strict=True):
         text = "quartiles, 5–95 %" if row.inner else cards.interval(row.estimates[series], 2)
-        axes.annotate(text, (1, height), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center_baseline", fontsize=6)
+        axes.annotate(
+            text,
+            (1, height),
+            (4, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center_baseline",
+            fontsize=6,
+        )
     axes.annotate(
-        "federated (95 %)", (1, -0.7), (4, 4), xycoords=("axes fraction", "data"), textcoords="offset points", va="bottom", fontsize=6, color=MUTED
+        "federated (95 %)",
+        (1, -0.7),
+        (4, 4),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="bottom",
+        fontsize=6,
+        color=MUTED,
     )
 
 
@@ -350,8 +434,18 @@ def _end_labels(axes: Any, labels: Sequence[tuple[float, str, str]]) -> None:
     gap = 7.5 / (axes.get_window_extent().height / axes.figure.dpi * 72) * (high - low)
     ordered = sorted(labels)
     for (value, text, colour), at in zip(ordered, apart([label[0] for label in ordered], gap), strict=True):
-        axes.annotate(text, (1.05, at), xycoords=("axes fraction", "data"), va="center_baseline", fontsize=6, color=colour, annotation_clip=False)
-        axes.plot([1.0, 1.04], [value, at], color=colour, linewidth=0.4, transform=axes.get_yaxis_transform(), clip_on=False)
+        axes.annotate(
+            text,
+            (1.05, at),
+            xycoords=("axes fraction", "data"),
+            va="center_baseline",
+            fontsize=6,
+            color=colour,
+            annotation_clip=False,
+        )
+        axes.plot(
+            [1.0, 1.04], [value, at], color=colour, linewidth=0.4, transform=axes.get_yaxis_transform(), clip_on=False
+        )
 
 
 def apart(values: Sequence[float], gap: float) -> list[float]:
@@ -397,7 +491,16 @@ def _legend(axes: Any, marks: Sequence[Mark]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=mark.colour, marker=mark.marker, markersize=2.8, markeredgewidth=0.7, linewidth=0.8, label=mark.label)
+        Line2D(
+            [],
+            [],
+            color=mark.colour,
+            marker=mark.marker,
+            markersize=2.8,
+            markeredgewidth=0.7,
+            linewidth=0.8,
+            label=mark.label,
+        )
         for mark in marks
     ]
     for handle, mark in zip(handles, marks, strict=True):
@@ -406,7 +509,7 @@ def _legend(axes: Any, marks: Sequence[Mark]) -> None:
 
 
 def _place_legend(axes: Any, handles: Sequence[Any], left: float) -> None:
-    """Put the key above the axes, above the row labels where there are any."""
+    """Put the key above the axes, from ``left`` millimetres on: above the row labels."""
     from matplotlib.transforms import blended_transform_factory
 
     axes.legend(
@@ -441,10 +544,13 @@ def drawable(text: str) -> bool:
     return all(ord(letter) in letters for letter in text)
 
 
+def label(text: str, otherwise: str, width: int = 18) -> str:
+    """Return a text cut to a width, or another where no installed font has its letters."""
+    return _short(text, width) if drawable(text) else otherwise
+
+
 def _hospital_label(record: Record, name: str) -> str:
-    if drawable(name):
-        return _short(name, 18)
-    return f"hospital {cards.hospitals(record).index(name) + 1}"
+    return _short(name, 18) if drawable(name) else f"hospital {cards.hospitals(record).index(name) + 1}"
 
 
 def _short(text: str, width: int) -> str:
@@ -464,13 +570,19 @@ def _cells(text: str) -> int:
 def _chosen(record: Record, metric: str = "") -> list[str]:
     """Return the hospitals drawn one by one: those with most test patients, ordered by the federated model's result."""
     largest = sorted(record["hospitals"], key=lambda hospital: -cards.rows(hospital, "test"))[:MOST]
-    value = {item["name"]: cards.estimate(record, "federated", metric or record["headline"], item["name"]).value for item in largest}
+    value = {
+        item["name"]: cards.estimate(record, "federated", metric or record["headline"], item["name"]).value
+        for item in largest
+    }
     return sorted(value, key=lambda name: -value[name] if np.isfinite(value[name]) else np.inf)
 
 
 def _forest_rows(record: Record, metric: str, chosen: Sequence[str]) -> list[Row]:
     present = cards.approaches(record)
-    rows = [Row(_hospital_label(record, name), tuple(cards.estimate(record, kind, metric, name) for kind in present)) for name in chosen]
+    rows = [
+        Row(_hospital_label(record, name), tuple(cards.estimate(record, kind, metric, name) for kind in present))
+        for name in chosen
+    ]
     if len(chosen) < len(record["hospitals"]):
         rows.append(_summary_row(record, metric))
     return [*rows, Row("pooled", tuple(cards.estimate(record, kind, metric) for kind in present), bold=True)]
@@ -501,14 +613,15 @@ def _pooled_curve(record: Record, metric: str) -> NDArray[np.float64]:
     points = [(item["round"] - 1, _float(item["metrics"].get(metric))) for item in record["rounds"]]
     if points and record["stopped"] == "rounds":
         points.append((record["rounds"][-1]["round"], cards.estimate(record, "federated", metric).value))
-    curve = np.array(points, float).reshape(-1, 2)
-    return curve[np.isfinite(curve[:, 1])]
+    curve = np.array([point for point in points if np.isfinite(point[1])], np.float64)
+    return curve.reshape(-1, 2)
 
 
 def _pairs(record: Record, approach: str, curve: str, x: str, y: str) -> NDArray[np.float64]:
     """Return a curve as an array ``(n, 2)``; points that are not defined are NaN."""
     part = _part(record, approach, curve) or {}
-    return np.array([(_float(a), _float(b)) for a, b in zip(part.get(x) or [], part.get(y) or [], strict=True)], float).reshape(-1, 2)
+    points = [(_float(a), _float(b)) for a, b in zip(part.get(x) or [], part.get(y) or [], strict=True)]
+    return np.array(points, np.float64).reshape(-1, 2)
 
 
 def _part(record: Record, approach: str, curve: str) -> Any:
@@ -536,7 +649,11 @@ def _fonts() -> tuple[str, ...]:
     from matplotlib import font_manager
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
-    return tuple(next(name for name in family if name in installed) for family in (SANS, CHINESE) if installed.intersection(family))
+    return tuple(
+        next(name for name in family if name in installed)
+        for family in (SANS, CHINESE)
+        if installed.intersection(family)
+    )
 
 
 @lru_cache(maxsize=4)
@@ -571,7 +688,7 @@ def _forest_height(rows: Sequence[Row]) -> float:
     return (len(rows) + 1.4) * (6.5 if len(rows) <= 12 else 3.9)
 
 
-def _split_height(record: Record, rows: int) -> float:
+def _split_height(rows: int) -> float:
     return max(12.0, rows * (5.0 if rows <= 8 else 3.3))
 
 
@@ -608,16 +725,20 @@ def _square(name: str, lines: Mapping[str, NDArray[np.float64]], xlabel: str, yl
 
 def _svg(figure: Any, salt: str) -> str:
     """Return the drawing as inline SVG: no address, no metadata, ids of its own, the page's colours."""
-    import matplotlib
+    from matplotlib import rc_context
 
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    with rc_context({"svg.hashsalt": salt}):
+        figure.savefig(
+            text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     drawing = text.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>\s*", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", drawing)
-    drawing = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", drawing, count=1), count=1)
+    drawing = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", drawing, count=1), count=1
+    )
     # Groups are named "axes_1" in every drawing; without names, ids stay unique on the page.
     drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)
     for colour, name in THEME.items():

@@ -62,10 +62,14 @@ def load(folder: Path) -> Record:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected the record of a run, got {error}; name the folder of a finished run") from None
+        raise DataError(
+            f"{path}: expected the record of a run, got {error}; name the folder of a finished run"
+        ) from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
-        raise DataError(f"{path}: expected a run record of version {SCHEMA}, got {found}; read it with the Fedward that wrote it")
+        raise DataError(
+            f"{path}: expected a run record of version {SCHEMA}, got {found}; read it with the Fedward that wrote it"
+        )
     return record
 
 
@@ -101,13 +105,16 @@ def page(record: Record, curves: pictures.Curves) -> str:
     return template.render(
         record=record,
         lead=cards.headline(record),
+        headline=cards.metric_name(record["headline"]),
         caveat=cards.CAVEAT,
         synthetic=cards.SYNTHETIC,
         meanings=[(APPROACHES[name], cards.MEANINGS[name]) for name in cards.approaches(record)],
         facts=facts(record),
         drawings=_drawings(record, curves),
         tables=_tables(record),
-        hashes=list(record["data"]["sha256"].items()),
+        hashes=[
+            (name, [found] if isinstance(found, str) else found) for name, found in record["data"]["sha256"].items()
+        ],
     )
 
 
@@ -126,7 +133,10 @@ def facts(record: Record) -> list[tuple[str, str]]:
 def pooled_table(record: Record) -> Table:
     """Return every metric over all test patients."""
     kinds = cards.approaches(record)
-    rows = [[cards.metric_name(metric), *(cards.interval(cards.estimate(record, kind, metric)) for kind in kinds)] for metric in cards.metrics(record)]
+    rows = [
+        [cards.metric_name(metric), *(cards.interval(cards.estimate(record, kind, metric)) for kind in kinds)]
+        for metric in cards.metrics(record)
+    ]
     return Table(["", *(APPROACHES[kind] for kind in kinds)], rows)
 
 
@@ -134,7 +144,10 @@ def difference_table(record: Record) -> Table:
     """Return the paired differences of every metric over all test patients."""
     kinds = _compared(record)
     rows = [
-        [cards.metric_name(metric), *(cards.interval(cards.difference(record, kind, metric), signed=True) for kind in kinds)]
+        [
+            cards.metric_name(metric),
+            *(cards.interval(cards.difference(record, kind, metric), signed=True) for kind in kinds),
+        ]
         for metric in cards.metrics(record)
         if any(cards.defined(cards.difference(record, kind, metric)) for kind in kinds)
     ]
@@ -149,12 +162,16 @@ def hospital_table(record: Record) -> Table:
             item["name"],
             cards.count(record, cards.rows(item, "test")),
             *(cards.interval(cards.estimate(record, kind, metric, item["name"])) for kind in kinds),
-            *(cards.interval(cards.difference(record, kind, compared, item["name"]), signed=True) for kind in _compared(record)),
+            *(
+                cards.interval(cards.difference(record, kind, compared, item["name"]), signed=True)
+                for kind in _compared(record)
+            ),
         ]
         for item in record["hospitals"][:MOST_ROWS]
     ]
-    head = ["hospital", "test patients", *(f"{cards.metric_name(metric)}, {APPROACHES[kind]}" for kind in kinds)]
-    head += [f"{cards.metric_name(compared)}, federated minus {APPROACHES[kind]}" for kind in _compared(record)]
+    note = "" if compared == metric else f" in {cards.in_text(compared)}"
+    head = ["hospital", "test patients", *(APPROACHES[kind] for kind in kinds)]
+    head += [f"federated minus {APPROACHES[kind]}{note}" for kind in _compared(record)]
     return Table(head, rows, _more(len(record["hospitals"]), "hospitals"))
 
 
@@ -167,8 +184,17 @@ def split_table(record: Record) -> Table:
         # A class that is too small to be shown must not follow from the counts around it.
         if any(cards.hidden(record, count) for count in counts):
             parts = ["–"] * len(PARTS)
-        rows.append([item["name"], *parts, *(cards.count(record, count) for count in counts), cards.row_total(record, counts, cards.rows(item))])
-    return Table(["hospital", *PARTS, *_numbered(record["classes"]), "all"], rows, _more(len(record["hospitals"]), "hospitals"))
+        rows.append(
+            [
+                item["name"],
+                *parts,
+                *(cards.count(record, count) for count in counts),
+                cards.row_total(record, counts, cards.rows(item)),
+            ]
+        )
+    return Table(
+        ["hospital", *PARTS, *_numbered(record["classes"]), "all"], rows, _more(len(record["hospitals"]), "hospitals")
+    )
 
 
 def confusion_table(record: Record) -> Table | None:
@@ -176,15 +202,31 @@ def confusion_table(record: Record) -> Table | None:
     confusion = ((record.get("curves") or {}).get("federated") or {}).get("confusion")
     if not confusion:
         return None
-    rows = [[name, *(cards.count(record, int(count)) for count in line)] for name, line in zip(_numbered(record["classes"]), confusion, strict=True)]
+    rows = [
+        [name, *(cards.count(record, int(count)) for count in line)]
+        for name, line in zip(_numbered(record["classes"]), confusion, strict=True)
+    ]
     return Table(["truth \\ predicted", *_numbered(record["classes"])], rows)
 
 
 def rounds_table(record: Record) -> Table:
     """Return what every round asked, got, dropped and cost; of very many, the last ones."""
     rounds = record["rounds"][-MOST_ROWS:]
-    head = ["round", "answered", "not used", "patients", "training loss", "update norm", cards.metric_name(record["headline"]), "sent", "received", "time"]
-    return Table(head, [_round_row(record, item) for item in rounds], _more(len(record["rounds"]), "earlier rounds"), words=3)
+    head = [
+        "round",
+        "answered",
+        "not used",
+        "patients",
+        "training loss",
+        "update norm",
+        cards.metric_name(record["headline"]),
+        "sent",
+        "received",
+        "time",
+    ]
+    return Table(
+        head, [_round_row(record, item) for item in rounds], _more(len(record["rounds"]), "earlier rounds"), words=3
+    )
 
 
 def drops_table(record: Record) -> Table | None:

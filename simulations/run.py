@@ -11,13 +11,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from flwr.app import Context
+from flwr.serverapp import Grid
+
 from common.errors import DataError, UsageError
 from common.statistics import Statistics
 from server import models, records, rounds
+from server.app import make_app
 from server.rounds import Outcome, Plan
 from simulations import baselines, report
 from simulations import scenario as scenarios
-from simulations.engines import ENGINES
+from simulations.engines import ENGINES, Done, Engine
 from simulations.hospitals import Population, populate
 from simulations.scenario import Scenario
 
@@ -58,7 +62,22 @@ def reopen(folder: Path) -> Scenario:
     return scenarios.read(scenarios.find(str(path)))
 
 
-def simulate(scenario: Scenario, folder: Path, command: str, watcher: Watcher | None = None) -> dict[str, Any]:
+def on_grid(grid: Grid, context: Context) -> None:
+    """Run the scenario that ``flwr run`` names in its settings, over the nodes of its grid, into the folder it names or a new one."""
+    scenario = scenarios.read(scenarios.tables_of(str(context.run_config["scenario"])))
+    named = str(context.run_config["folder"])
+    folder = Path(named) if named else new_folder(Path("runs"), scenario.run.task.name)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def engine(_scenario: Scenario, _population: Population, plan: Plan, folder: Path, watch: rounds.Watch, done: Done) -> None:
+        make_app(plan, folder, done, watch)(grid, context)
+
+    simulate(scenario, folder, "flwr run .", engine=engine)
+
+
+def simulate(
+    scenario: Scenario, folder: Path, command: str, watcher: Watcher | None = None, engine: Engine | None = None
+) -> dict[str, Any]:
     """Run a scenario into a folder, going on from its checkpoint if it has one; return the record, which is also in ``run.json``.
 
     Raises
@@ -82,7 +101,8 @@ def simulate(scenario: Scenario, folder: Path, command: str, watcher: Watcher | 
         clock.lap("comparators")
         facts["outcome"] = outcome
 
-    ENGINES[scenario.simulation.engine](scenario, population, plan, folder, watcher.round, done)
+    engine = engine or ENGINES[scenario.simulation.engine]
+    engine(scenario, population, plan, folder, watcher.round, done)
     outcome: Outcome = facts.pop("outcome")
     record = _record(scenario, population, outcome, folder.name, command) | facts
     record["seconds"] = {**clock.laps, "total": clock.total()}

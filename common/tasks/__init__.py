@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from common.config import Choice, RunConfig, merge, parse
 from common.tasks.heart import Heart
+from common.tasks.notes import Notes
+from common.tasks.pneumonia import Pneumonia
 from common.tasks.task import Task
 
 
@@ -18,6 +20,8 @@ class Recipe(Protocol):
 
 TASKS: dict[str, type[Recipe]] = {
     "heart": Heart,
+    "pneumonia": Pneumonia,
+    "notes": Notes,
 }
 
 

@@ -42,12 +42,16 @@ class Notes:
 
     classes: Annotated[str, "names of the classes, in the order of their numbers, separated by commas"] = "no,yes"
     model: Annotated[Literal["lstm", "attention"], "recurrent network, or attention over the words"] = "lstm"
-    vocabulary: Annotated[int, Range(3, text.BUCKETS), "largest count of words, padding and the unknown word among them"] = 10_000
+    vocabulary: Annotated[
+        int, Range(3, text.BUCKETS), "largest count of words, padding and the unknown word among them"
+    ] = 10_000
     length: Annotated[int, Range(1, 10_000), "words read, from the start of a text"] = 50
     embedding: Annotated[int, Range(1, 4096), "numbers a word"] = 64
     units: Annotated[int, Range(1, 4096), "units of the recurrent or attention layer"] = 64
     dropout: Annotated[float, Range(0, 0.9), "share of the inputs of the output layer dropped in training"] = 0.2
-    minimum_hospitals: Annotated[int, Range(1, 1_000_000), "hospitals that must have a word for the vocabulary to keep it"] = 2
+    minimum_hospitals: Annotated[
+        int, Range(1, 1_000_000), "hospitals that must have a word for the vocabulary to keep it"
+    ] = 2
     minimum_records: Annotated[int, Range(1, 1_000_000), "records a hospital must have a word in to report it"] = 3
 
     def build(self) -> Task:
@@ -75,7 +79,9 @@ class Notes:
         """Return the names of the classes; raise `ConfigError` unless there are two or more, all different."""
         names = tuple(name.strip() for name in self.classes.split(","))
         if len(names) < 2 or len(set(names)) < len(names) or not all(names):
-            raise ConfigError(f"task.classes: expected two or more different names separated by commas, got {self.classes!r}")
+            raise ConfigError(
+                f"task.classes: expected two or more different names separated by commas, got {self.classes!r}"
+            )
         return names
 
     def summarise(self, records: Records) -> Statistics:
@@ -84,7 +90,11 @@ class Notes:
         first = np.diff(found, axis=1, prepend=-1) > 0
         counts = np.bincount(found[first], minlength=text.BUCKETS)
         counts[counts < self.minimum_records] = 0
-        return {"records": counts.astype(np.float64), "present": (counts > 0).astype(np.float64), "hospitals": np.ones(1)}
+        return {
+            "records": counts.astype(np.float64),
+            "present": (counts > 0).astype(np.float64),
+            "hospitals": np.ones(1),
+        }
 
     def fit(self, statistics: Statistics) -> Preparation:
         """Return the buckets of the vocabulary, the most frequent first, of equally frequent ones the lower number first."""
@@ -106,7 +116,9 @@ class Notes:
         label = np.asarray(records.get("label", np.zeros(rows_of(records))))
         wrong = np.flatnonzero(~np.isin(label, np.arange(len(self.names()))))
         if len(wrong):
-            raise DataError(f"label: expected class numbers from 0 to {len(self.names()) - 1}; {len(wrong)} rows have others, first row {wrong[0]}")
+            raise DataError(
+                f"label: expected class numbers from 0 to {len(self.names()) - 1}; {len(wrong)} rows have others, first row {wrong[0]}"
+            )
         return label.astype(np.int32)
 
     def network(self, preparation: Preparation) -> Any:
@@ -115,7 +127,7 @@ class Notes:
 
         inputs = keras.Input((self.length,), dtype="int32", name="words")
         rows = len(preparation["buckets"]) + 2
-        words = keras.layers.Embedding(rows, self.embedding, mask_zero=True, name="embedding")(inputs)
+        words = keras.layers.Embedding(rows, self.embedding, mask_zero=self.model == "lstm", name="embedding")(inputs)
         if self.model == "lstm":
             summary = keras.layers.LSTM(self.units, name="lstm")(words)
         else:

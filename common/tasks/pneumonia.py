@@ -107,7 +107,11 @@ class Pneumonia:
 def summarise(records: Records) -> Statistics:
     """Return count, sum and sum of squares of all pixels."""
     pixels = images_of(records).astype(np.float64)
-    return {"count": np.array([float(pixels.size)]), "sum": np.array([pixels.sum()]), "squares": np.array([(pixels**2).sum()])}
+    return {
+        "count": np.array([float(pixels.size)]),
+        "sum": np.array([pixels.sum()]),
+        "squares": np.array([(pixels**2).sum()]),
+    }
 
 
 def fit(statistics: Statistics) -> Preparation:
@@ -132,5 +136,7 @@ def images_of(records: Records) -> NDArray[np.uint8]:
     """Return the images, bytes ``(n, 28, 28)``; raise `DataError` for another type or size."""
     images = np.asarray(records["image"])
     if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE):
-        raise DataError(f"image: expected bytes of shape (n, {SIDE}, {SIDE}), got {images.dtype} of shape {images.shape}")
+        raise DataError(
+            f"image: expected bytes of shape (n, {SIDE}, {SIDE}), got {images.dtype} of shape {images.shape}"
+        )
     return images

@@ -11,9 +11,11 @@ from common.layout import Vector
 from common.update import Update
 from server.strategies.strategy import State
 
-BLOCK = 9_984
-"""Numbers a call of ``saxpy``: the largest multiple of its inner loop (32) below 10,000, from where OpenBLAS may split a call over
-threads. A split moves the places where it rounds once instead of twice, and sums would depend on the machine's count of cores."""
+EVEN = 32 * 20_160
+"""OpenBLAS splits a long ``saxpy`` over its threads and rounds twice instead of once where a part is no multiple of its inner loop (32). A
+multiple of this length splits evenly over 1 to 10, 12, 14, 16, 24, 28, 32, 48 or 64 threads, so that sums do not depend on their count."""
+SHORT = 9_984
+"""The largest multiple of 32 below 10,000, up to where OpenBLAS takes one thread: for what is left over."""
 
 
 def begin(weights: Vector, population: int) -> State:
@@ -67,5 +69,8 @@ def advance(state: State, step: Vector) -> Vector:
 def _add_scaled(total: Vector, vector: Vector, weight: float) -> None:
     from scipy.linalg.blas import saxpy
 
-    for start in range(0, len(total), BLOCK):
-        saxpy(vector, total, min(BLOCK, len(total) - start), weight, start, 1, start, 1)
+    even = len(total) - len(total) % EVEN
+    if even:
+        saxpy(vector, total, even, weight)
+    for start in range(even, len(total), SHORT):
+        saxpy(vector, total, min(SHORT, len(total) - start), weight, start, 1, start, 1)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.common.serde import message_to_proto
+from flwr.proto.message_pb2 import Context as ProtoContext
+from flwr.proto.transport_pb2 import Scalar
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,6 +71,11 @@ class TestBytes:
         whole[place] = data.draw(st.integers(0, 255))
         with suppress(FedwardError):  # some damage leaves a message
             flower.message_from(bytes(whole[: data.draw(st.integers(place, len(whole)))]))
+
+    def test_a_value_that_is_not_set_is_refused(self):
+        unset = ProtoContext(node_config={"partition-id": Scalar()}).SerializeToString()
+        with pytest.raises(FedwardError, match="not a Flower context"):
+            flower.context_from(unset)
 
     def test_nothing_is_no_message(self):
         with pytest.raises(FedwardError, match="not a Flower message"):

@@ -265,6 +265,10 @@ class TestPrecision:
         received = {"values": np.ones(5, np.int8), "scales": np.array([scale], np.float32)}
         assert code_of(CODECS["int8"].decode, received, 5) == "range"
 
+    def test_int8_overflow_on_arrival_is_infinite(self):
+        received = {"values": np.array([127, 0], np.int8), "scales": np.array([3e38], np.float32)}
+        np.testing.assert_array_equal(CODECS["int8"].decode(received, 2), [np.inf, 0])
+
 
 def check_topk(vector, keep):
     arrays = CODECS["topk"].encode(vector, settings("topk", keep))
@@ -298,7 +302,7 @@ class TestErrorFeedback:
 
     def test_an_exact_codec_owes_nothing_and_pays_debts(self):
         arrays, residual = encode_with_feedback(
-            np.ones(3, np.float32), settings("float32"), np.full(3, 0.5, np.float32)
+            settings("float32"), np.ones(3, np.float32), np.full(3, 0.5, np.float32)
         )
         assert residual is None
         np.testing.assert_array_equal(arrays["values"], [1.5, 1.5, 1.5])

@@ -1,7 +1,11 @@
 """One contract for every strategy, and oracles: numpy in float64 and Flower's own strategies."""
 
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from common.flower import identity
 from common.layout import Vector
 from common.update import Update
 from server.strategies import STRATEGIES, strategy_of
-from server.strategies.average import BLOCK, add, mean
+from server.strategies.average import EVEN, SHORT, add, mean
 from server.strategies.strategy import State, Strategy
 
 SIZE, POPULATION, HOSPITALS = 40, 10, 7
@@ -207,7 +211,7 @@ def test_wrong_settings_are_named(name, options, key):
 
 
 @given(
-    size=st.sampled_from([1, 7, 33, BLOCK - 1, BLOCK, 2 * BLOCK + 5]),
+    size=st.sampled_from([1, 7, 33, SHORT, SHORT + 1, EVEN + SHORT + 5]),
     counts=st.lists(st.integers(1, 10_000_000), min_size=1, max_size=12),
     seed=st.integers(0, 1000),
 )
@@ -220,6 +224,27 @@ def test_streamed_mean_equals_numpy_in_float64(size, counts, seed):
     expected = np.average(vectors.astype(np.float64), axis=0, weights=counts)
     np.testing.assert_allclose(mean(state), expected, rtol=0, atol=2e-6)
     assert not state
+
+
+SUMS = """
+import hashlib
+import numpy as np
+from server.strategies.average import EVEN, add, mean
+generator, state = np.random.default_rng(0), {}
+for weight in (3, 700, 1_000_003):
+    add(state, "delta", generator.standard_normal(2 * EVEN + 31_337, dtype=np.float32), weight)
+print(hashlib.sha256(mean(state)).hexdigest())
+"""
+
+
+def test_sums_do_not_depend_on_the_count_of_threads():
+    def digest(threads: int) -> str:
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": str(threads), "PYTHONPATH": str(Path(__file__).parents[2])}
+        return subprocess.run(
+            [sys.executable, "-c", SUMS], env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    assert len({digest(threads) for threads in (1, 2, 3)}) == 1
 
 
 def test_mean_without_a_patient_is_refused():

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import itertools
 import json
 import math
 import re
@@ -21,7 +22,11 @@ EVIL = "<script>alert(1)</script>"
 
 
 def fake_record(
-    seed=1, hospitals=("cleveland", "hungary", "switzerland", "va long beach"), classes=("no disease", "disease"), rounds=20, public=True
+    seed=1,
+    hospitals=("cleveland", "hungary", "switzerland", "va long beach"),
+    classes=("no disease", "disease"),
+    rounds=20,
+    public=True,
 ):
     """Return a run record as the simulation writes it, with made-up numbers that hang together."""
     random = np.random.default_rng(seed)
@@ -39,7 +44,10 @@ def fake_record(
         return 1 - skill[kind] if metric in cards.LOWER_IS_BETTER else skill[kind] - 0.04 * (metric != "auroc")
 
     def part(amount):
-        return {"rows": amount, "classes": random.multinomial(amount, random.dirichlet(np.ones(len(classes)) * 2)).tolist()}
+        return {
+            "rows": amount,
+            "classes": random.multinomial(amount, random.dirichlet(np.ones(len(classes)) * 2)).tolist(),
+        }
 
     def difference(other, amount):
         gaps = {}
@@ -52,12 +60,18 @@ def fake_record(
         x = np.linspace(0, 1, 40)
         return {
             "roc": {"fpr": x.tolist(), "tpr": (x ** (1 - skill[kind])).tolist()},
-            "calibration": {"score": (x[2::4]).tolist(), "fraction": np.clip(x[2::4] ** 1.2, 0, 1).tolist(), "count": [30.0] * 8 + [4.0, 2.0]},
+            "calibration": {
+                "score": (x[2::4]).tolist(),
+                "fraction": np.clip(x[2::4] ** 1.2, 0, 1).tolist(),
+                "count": [30.0] * 8 + [4.0, 2.0],
+            },
             "confusion": (np.eye(len(classes)) * 80 + random.integers(0, 20, (len(classes),) * 2)).tolist(),
         }
 
     def one_round(number):
-        dropped = [{"hospital": names[-1], "reason": "nan", "message": "the update holds NaN"}] if number in (4, 9) else []
+        dropped = (
+            [{"hospital": names[-1], "reason": "nan", "message": "the update holds NaN"}] if number in (4, 9) else []
+        )
         answered = [name for name in names if not dropped or name != names[-1]]
         answered = answered[1:] if number == 7 else answered
         value = 0.85 - 0.35 * math.exp(-number / 4)
@@ -79,7 +93,9 @@ def fake_record(
     results = {
         kind: {
             "pooled": {metric: estimate(level(kind, metric), sum(test.values())) for metric in metrics},
-            "hospitals": {name: {metric: estimate(level(kind, metric), test[name]) for metric in metrics} for name in names},
+            "hospitals": {
+                name: {metric: estimate(level(kind, metric), test[name]) for metric in metrics} for name in names
+            },
         }
         for kind in skill
     }
@@ -109,7 +125,14 @@ def fake_record(
             "update": {"codec": "float32"},
             "simulation": {"dataset": "heart", "partition": "natural"},
         },
-        "versions": {"fedward": "0.1.0", "flwr": "1.41.0", "tensorflow": "2.21.0", "keras": "3.15.1", "numpy": "2.4.6", "python": "3.11.7"},
+        "versions": {
+            "fedward": "0.1.0",
+            "flwr": "1.41.0",
+            "tensorflow": "2.21.0",
+            "keras": "3.15.1",
+            "numpy": "2.4.6",
+            "python": "3.11.7",
+        },
         "machine": {"system": "Linux", "cores": 2},
         "data": {
             "name": "heart",
@@ -124,12 +147,16 @@ def fake_record(
         },
         "classes": list(classes),
         "hospitals": [
-            {"name": name, "train": part(sizes[name] - test[name]), "validation": part(0), "test": part(test[name])} for name in names
+            {"name": name, "train": part(sizes[name] - test[name]), "validation": part(0), "test": part(test[name])}
+            for name in names
         ],
         "rounds": [one_round(number) for number in range(1, rounds + 1)],
         "results": results,
         "differences": {
-            other: {"pooled": difference(other, 900), "hospitals": {name: difference(other, test[name]) for name in names}}
+            other: {
+                "pooled": difference(other, 900),
+                "hospitals": {name: difference(other, test[name]) for name in names},
+            }
             for other in ("local", "central")
         },
         "curves": {kind: curves(kind) for kind in skill},
@@ -141,8 +168,14 @@ def nulls(record):
     record = copy.deepcopy(record)
     name = record["hospitals"][0]["name"]
     for kind in record["results"]:
-        record["results"][kind]["hospitals"][name] = {metric: [None, None, None] for metric in record["results"][kind]["pooled"]}
-        record["curves"][kind] = {"roc": {"fpr": [], "tpr": []}, "calibration": {"score": [], "fraction": [], "count": []}, "confusion": []}
+        record["results"][kind]["hospitals"][name] = {
+            metric: [None, None, None] for metric in record["results"][kind]["pooled"]
+        }
+        record["curves"][kind] = {
+            "roc": {"fpr": [], "tpr": []},
+            "calibration": {"score": [], "fraction": [], "count": []},
+            "confusion": [],
+        }
     record["results"]["local"]["pooled"]["auroc"] = [None, None, None]
     for other in record["differences"]:
         record["differences"][other]["hospitals"][name] = {"auroc": [None, None, None]}
@@ -154,7 +187,13 @@ def nulls(record):
 
 def without_comparators(record):
     """Return the record of a run that trained no local and no central models."""
-    return {**record, "results": {"federated": record["results"]["federated"]}, "differences": {}, "curves": {"federated": {}}, "rounds": []}
+    return {
+        **record,
+        "results": {"federated": record["results"]["federated"]},
+        "differences": {},
+        "curves": {"federated": {}},
+        "rounds": [],
+    }
 
 
 def save_run(record, folder):
@@ -208,12 +247,18 @@ def html(record, curves=None):
 
 
 RECORDS = {
-    "four": lambda: fake_record(),
+    "four": fake_record,
     "thirty": lambda: fake_record(2, hospitals=30),
-    "chinese": lambda: fake_record(3, hospitals=("北京协和医院", "华西医院", "a $10^2$ name_{x}", "x" * 60), classes=CHINESE),
+    "chinese": lambda: fake_record(
+        3, hospitals=("北京协和医院", "华西医院", "a $10^2$ name_{x}", "x" * 60), classes=CHINESE
+    ),
     "nulls": lambda: nulls(fake_record(4)),
     "alone": lambda: without_comparators(fake_record(5, hospitals=1)),
-    "evil": lambda: {**fake_record(6, hospitals=(EVIL, "a|b", "&amp;"), classes=(EVIL, "b", "c")), "title": EVIL, "synthetic": True},
+    "evil": lambda: {
+        **fake_record(6, hospitals=(EVIL, "a|b", "&amp;"), classes=(EVIL, "b", "c")),
+        "title": EVIL,
+        "synthetic": True,
+    },
     "private": lambda: fake_record(7, hospitals=5, public=False),
 }
 
@@ -247,28 +292,39 @@ def test_the_picture_is_180_mm_wide_at_300_dpi(tmp_path):
 
 def test_names_cannot_leave_the_page_or_the_cards():
     record = RECORDS["evil"]()
-    assert EVIL not in html(record)
-    assert html(record).count("&lt;script&gt;") > 5
+    page = html(record)
+    assert EVIL not in page
+    assert page.count("&lt;script&gt;") > 5
     assert "<script" not in cards.model_card(record)
     assert "<script" not in cards.privacy_statement(record)
     assert r"| a\|b |" in cards.model_card(record)
 
 
 def test_synthetic_data_are_called_so_in_every_output(tmp_path):
-    record = fake_record()
-    for text in (html, cards.model_card, cards.privacy_statement):
-        assert "SYNTHETIC" not in text(record)
-        assert "SYNTHETIC" in text({**record, "synthetic": True})
-    plain, marked = tmp_path / "plain.png", tmp_path / "marked.png"
-    pictures.save_picture(record, {}, plain)
-    pictures.save_picture({**record, "synthetic": True}, {}, marked)
-    assert plain.read_bytes() != marked.read_bytes()
+    record = without_comparators(fake_record(hospitals=1))
+    pages = {}
+    for synthetic in (False, True):
+        marked = {**record, "synthetic": synthetic}
+        pictures.save_picture(marked, {}, tmp_path / "picture.png")
+        pages[synthetic] = (tmp_path / "picture.png").read_bytes()
+        for text in (html, cards.model_card, cards.privacy_statement):
+            assert ("SYNTHETIC" in text(marked)) == synthetic
+    assert pages[False] != pages[True]
 
 
 def test_the_page_says_what_a_reader_must_know():
     record = fake_record()
     words = " ".join(Page(html(record)).words)
-    for expected in (record["command"], record["weights_sha256"], "CC BY 4.0", "Detrano", "strategy.name", "fedavg", "1.41.0", "nan: the update holds NaN"):
+    for expected in (
+        record["command"],
+        record["weights_sha256"],
+        "CC BY 4.0",
+        "Detrano",
+        "strategy.name",
+        "fedavg",
+        "1.41.0",
+        "nan: the update holds NaN",
+    ):
         assert expected in words
     for kind in record["results"]:
         for metric in record["results"][kind]["pooled"]:
@@ -280,7 +336,7 @@ def test_the_page_says_what_a_reader_must_know():
 @pytest.mark.parametrize(
     ("metric", "gap", "verdict"),
     [
-        ("auroc", [0.03, 0.01, 0.05], "better than local-only training (difference +0.030 (+0.010 to +0.050))"),
+        ("auroc", [0.03, 0.01, 0.05], "better than local-only training (difference +0.030, 95 % interval +0.010 to +0.050)"),
         ("auroc", [-0.03, -0.05, -0.01], "worse than local-only"),
         ("auroc", [0.03, -0.01, 0.07], "not shown to differ from local-only"),
         ("auroc", [0.03, None, None], "not shown to differ from local-only"),
@@ -351,7 +407,11 @@ def test_curves_are_read_by_rounds_of_training(tmp_path):
     assert list(curves) == cards.hospitals(record)
     assert curves["cleveland"][0] == [0.0, 1.0, 2.0, 3.0]
     assert curves["cleveland"][1][-1] == cards.estimate(record, "federated", "auroc", "cleveland").value
-    assert report.read_curves(folder / "metrics.csv", {**record, "stopped": "patience"})["cleveland"][0] == [0.0, 1.0, 2.0]
+    assert report.read_curves(folder / "metrics.csv", {**record, "stopped": "patience"})["cleveland"][0] == [
+        0.0,
+        1.0,
+        2.0,
+    ]
     assert report.read_curves(tmp_path / "absent.csv", record) == {}
 
 
@@ -361,7 +421,10 @@ def test_who_was_silent_and_who_was_dropped_is_told():
     assert rows[0][1:3] == ["all 4", "–"]
     assert rows[3][1:3] == ["all 4", "va long beach (nan)"]
     assert rows[6][1] == "3 of 4; silent: cleveland"
-    assert report.drops_table(record).rows == [["va long beach", "nan: the update holds NaN", "2"], ["cleveland", "no answer", "1"]]
+    assert report.drops_table(record).rows == [
+        ["va long beach", "nan: the update holds NaN", "2"],
+        ["cleveland", "no answer", "1"],
+    ]
     assert report.drops_table({**record, "rounds": record["rounds"][:2]}) is None
 
 
@@ -376,7 +439,7 @@ def test_a_folder_without_a_readable_record_is_refused(text, tmp_path):
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12).map(sorted), st.floats(0.001, 0.5))
 def test_labels_are_kept_apart_in_order(values, gap):
     moved = pictures.apart(values, gap)
-    assert all(after - before >= gap * (1 - 1e-6) for before, after in zip(moved, moved[1:], strict=False))
+    assert all(after - before >= gap * (1 - 1e-6) for before, after in itertools.pairwise(moved))
     assert np.mean(moved) == pytest.approx(np.mean(values))
 
 
@@ -387,13 +450,14 @@ def test_numbers_are_written_as_python_rounds_them(value, digits, signed):
     assert "-" not in text
 
 
+@pytest.mark.slow
 def test_very_many_hospitals_do_not_take_long(tmp_path):
     record = fake_record(8, hospitals=3000, rounds=3)
     curves = {name: ([0.0, 1.0], [0.6, 0.8]) for name in cards.hospitals(record)}
-    start = time.perf_counter()
+    start = time.process_time()
     pictures.save_picture(record, curves, tmp_path / "picture.png")
     page = report.page(record, curves)
-    assert time.perf_counter() - start < 12
+    assert time.process_time() - start < 8
     assert "all 3,000 hospitals" in page
     assert "2,800 more hospitals" in page
     assert len(page) < 2_000_000

@@ -1,0 +1,103 @@
+"""Heart disease on FLamby's filter and split, beside FLamby's published accuracies.
+
+``python benchmarks/heart_flamby.py`` prints pooled accuracy and the mean of the hospitals over five seeds, with intervals.
+``python benchmarks/heart_flamby.py --choose`` compares settings by five-fold cross-validation within the training patients alone: that is how the
+settings of the scenario ``heart-flamby`` were chosen.
+"""
+
+import argparse
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from client.hospital import Hospital
+from common import flower
+from common.config import assign, merge
+from common.network import seed_for
+from common.tasks.task import rows_of, take
+from server import rounds
+from server.records import Results
+from server.rounds import Plan
+from simulations import hospitals
+from simulations import scenario as scenarios
+from simulations.engines import grid_of
+from simulations.hospitals import Population, VirtualSeat
+from simulations.scenario import Scenario
+
+# FLamby (du Terrail et al. 2022), results_benchmark_fed_heart_disease, seeds 42 to 46: pooled test / mean of hospitals.
+PUBLISHED = {"FLamby, centralised": (0.795, 0.735), "FLamby, FedAvg": (0.748, 0.685), "FLamby, best federated": (0.785, 0.731)}
+CHOICES = (("task.model=logistic", "task.model=mlp"), ("task.site_intercept=false", "task.site_intercept=true"), ("rounds=30", "rounds=60"))
+FOLDS = 5
+
+
+def train(scenario: Scenario, population: Population, members: Sequence[Hospital]) -> Results:
+    """Run the scenario over these hospitals and judge the final model."""
+    plan = Plan(replace(scenario.run, evaluation=replace(scenario.run.evaluation, every=0)))
+    with flower.identity(1):
+        outcome = rounds.run(grid_of([VirtualSeat(population.worker, member) for member in members]), plan)
+    return rounds.results_of(plan.task, outcome.tests)
+
+
+def scores(results: Results) -> tuple[float, float]:
+    """Return pooled accuracy and the unweighted mean of the hospitals' accuracies."""
+    return results.pooled["accuracy"][0], float(np.mean([each["accuracy"][0] for each in results.hospitals.values()]))
+
+
+def folds(members: Sequence[Hospital], seed: int) -> Iterator[list[Hospital]]:
+    """Yield the federation with each fold of the training patients in the place of the test patients, which are not looked at."""
+    parts = {h.name: np.random.default_rng(seed_for(seed, "fold", h.name)).permutation(rows_of(h.train)) % FOLDS for h in members}
+    for fold in range(FOLDS):
+        yield [
+            replace(h, train=take(h.train, np.flatnonzero(parts[h.name] != fold)), test=take(h.train, np.flatnonzero(parts[h.name] == fold)))
+            for h in members
+        ]
+
+
+def choose(console: Console, seeds: int) -> None:
+    """Print the cross-validated accuracies of every combination of `CHOICES`."""
+    table = Table("settings", "pooled", "mean of hospitals", title=f"{FOLDS}-fold cross-validation within the training patients, {seeds} seeds")
+    for words in itertools.product(*CHOICES):
+        found = []
+        for seed in range(1, seeds + 1):
+            scenario = scenarios.read(merge(scenarios.find("heart-flamby"), assign([*words, f"seed={seed}"])))
+            population = hospitals.populate(scenario)
+            found += [scores(train(scenario, population, fold)) for fold in folds(population.hospitals, seed)]
+        pooled, mean = np.mean(found, axis=0)
+        table.add_row(" ".join(words), f"{pooled:.3f}", f"{mean:.3f}")
+    console.print(table)
+
+
+def report(console: Console, seeds: int) -> None:
+    """Print test accuracies over seeds beside the published ones."""
+    table = Table("model", "pooled test", "mean of hospitals", title=f"heart, FLamby's 740 rows and split, accuracy, {seeds} seeds")
+    for name, (pooled, mean) in PUBLISHED.items():
+        table.add_row(name, f"{pooled:.3f}", f"{mean:.3f}")
+    found = []
+    for seed in range(1, seeds + 1):
+        scenario = scenarios.read(merge(scenarios.find("heart-flamby"), {"seed": seed}))
+        population = hospitals.populate(scenario)
+        results = train(scenario, population, population.hospitals)
+        found.append(scores(results))
+    pooled, mean = np.mean(found, axis=0)
+    spread = np.std(found, axis=0)
+    _, low, high = results.pooled["accuracy"]
+    table.add_row("Fedward, FedAvg", f"{pooled:.3f} ± {spread[0]:.3f}", f"{mean:.3f} ± {spread[1]:.3f}")
+    console.print(table)
+    console.print(f"95 % interval of the pooled accuracy over the 254 test patients, last seed: {low:.3f} to {high:.3f}")
+    console.print(f"goal: pooled at least 0.795 {_verdict(pooled >= 0.795)}; mean of hospitals at least 0.80 {_verdict(mean >= 0.80)}")
+
+
+def _verdict(met: bool) -> str:
+    return "(met)" if met else "(NOT met)"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--choose", action="store_true", help="compare settings on the training patients alone")
+    parser.add_argument("--seeds", type=int, default=5)
+    arguments = parser.parse_args()
+    (choose if arguments.choose else report)(Console(), arguments.seeds)

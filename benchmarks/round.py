@@ -1,0 +1,95 @@
+"""W1: a simulated round, beside the tight TensorFlow loop, Flower's TensorFlow template and pfl-research.
+
+``python benchmarks/round.py``; the peers' columns need ``python benchmarks/peers.py`` once. The limit and ours take turns, so that a machine whose
+speed drifts treats both alike. Processor time is shown beside the clock: on a machine that does other work it is the truer of the two.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+
+import peers
+from measure import Row, between_ms, options, progress, run, show
+from work import CNN, HEART, WORKS, Work
+
+XLA = {"heart": ["xla"]}  # the compiler under which the limit is faster; see compilers.py
+TEMPLATE = {"cnn": 50.0, "heart": 200.0}
+
+
+def limit_ms(work: Work, rounds: int) -> tuple[float, float]:
+    """Return the milliseconds of a round of the tight loop on one thread, by the clock and of the processor."""
+    result = run(sys.executable, "limit.py", work.name, str(rounds), "1", *XLA.get(work.name, [])).result
+    return statistics.median(result["rounds"]), statistics.median(result["cpu"])
+
+
+def ours_ms(work: Work, rounds: int, kind: str = "simulate", words: Sequence[str] = ()) -> tuple[float, float]:
+    """Return the milliseconds of one of our rounds, by the clock and of the processor."""
+    result = run(sys.executable, "ours.py", kind, work.name, str(rounds), *words).result
+    return between_ms(result["moments"]), between_ms(result["cpu"])
+
+
+def peer_ms(peer: peers.Peer, work: Work, rounds: int) -> float | None:
+    """Return the milliseconds of one of a peer's rounds."""
+    ran = peers.measure(peer, work.name, rounds)
+    return between_ms(ran.result["moments"]) if ran else None
+
+
+def rows_of(work: Work, args: argparse.Namespace) -> list[Row]:
+    """Measure one work."""
+    limits, ours = [], []
+    for number in range(args.repeats):
+        progress(f"{work.name}: limit and ours, {number + 1} of {args.repeats}")
+        limits.append(limit_ms(work, args.rounds))
+        ours.append(ours_ms(work, args.rounds, words=("--set", "simulation.workers=1")))
+    limit, ours_wall = (statistics.median(pair[0] for pair in pairs) for pairs in (limits, ours))
+    limit_cpu, ours_cpu = (statistics.median(pair[1] for pair in pairs) for pairs in (limits, ours))
+    title = f"{work.title}: {work.steps} steps"
+    rows = [
+        Row(title, "ms", ours_wall, "times the limit", 1.2, limit=limit),
+        Row("  the same in processor time", "ms", ours_cpu, "times the limit", 1.2, limit=limit_cpu),
+    ]
+    if not args.no_peers:
+        flower, pfl = peer_ms(peers.FLOWER, work, 6), peer_ms(peers.PFL, work, 20)
+        rows.append(
+            Row("  Flower's template", "ms", ours_wall, "times faster than the peer", TEMPLATE[work.name], peer=flower)
+        )
+        rows.append(Row("  pfl-research", "ms", ours_wall, "times faster than the peer", 2.0, peer=pfl))
+    return rows
+
+
+def empty_rows() -> list[Row]:
+    """Measure rounds whose hospitals change nothing."""
+    progress("empty rounds")
+    return [
+        Row("empty round, 4 hospitals, 593 parameters", "ms", ours_ms(HEART, 60, "empty")[0], "at most", 2.0),
+        Row("  with its checkpoint", "ms", ours_ms(HEART, 60, "empty-saved")[0], "at most", 5.0),
+        Row("  10 of 100 hospitals, 346,561 parameters", "ms", ours_ms(CNN, 30, "empty")[0], "at most", 20.0),
+    ]
+
+
+def worker_rows(rounds: int) -> list[Row]:
+    """Measure the same round with two worker processes; the peer here is one."""
+    progress("one worker and two")
+    one, two = (ours_ms(CNN, rounds, words=("--set", f"simulation.workers={count}"))[0] for count in (1, 2))
+    return [Row("CNN round, two workers against one", "ms", two, "times faster than the peer", 1.6, peer=one)]
+
+
+def main() -> None:
+    """Measure and print."""
+
+    def extend(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--rounds", type=int, default=20, help="rounds of one measurement")
+        parser.add_argument("--only", choices=(*WORKS, "empty", "workers"), help="measure one part")
+
+    args = options(__doc__ or "", extend)
+    rows: list[Row] = []
+    for work in WORKS.values():
+        rows += rows_of(work, args) if args.only in (None, work.name) else []
+    rows += empty_rows() if args.only in (None, "empty") else []
+    rows += worker_rows(args.rounds) if args.only in (None, "workers") else []
+    show("W1: a simulated round", rows, as_json=args.json)
+
+
+if __name__ == "__main__":
+    main()

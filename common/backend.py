@@ -1,0 +1,34 @@
+"""TensorFlow, started once in a process: quietly, and with a fixed count of threads, which keeps sums in a fixed order."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def start(threads: int = 1) -> None:
+    """Import TensorFlow (about 4 s and 500 MB) with so many threads an operation; only a process's first call has an effect."""
+    if "tensorflow" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    with _muted():
+        import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Close the error stream to what TensorFlow's C++ code writes while it is loaded, before its own log level counts."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - the null device is no path of ours
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,128 @@
+"""Worker processes for large simulations: each reads the data itself, holds its own TensorFlow on one thread, and answers for any hospital.
+
+Which process answers changes nothing in the answer, so the count of processes may be chosen while a run is under way.
+"""
+
+import os
+import queue
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.app import Seat, make_app
+from common import flower
+from common.errors import FedwardError
+from simulations import hospitals
+
+WORTH_SECONDS = 20.0
+"""Work that is left from which starting processes pays: each needs about 6 s before its first answer."""
+
+
+def app_of(seats: Sequence[Seat]) -> ClientApp:
+    """Return the app of nodes whose partition number is a seat's."""
+    return make_app(lambda context: seats[int(context.node_config["partition-id"])])
+
+
+class Crew:
+    """Answers messages in this process until it has grown, then in worker processes."""
+
+    def __init__(self, seats: Sequence[Seat], scenario: str) -> None:
+        self._app = app_of(seats)
+        self._scenario = scenario
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._idle: queue.SimpleQueue[Line] = queue.SimpleQueue()
+        self._threads: ThreadPoolExecutor | None = None
+
+    def ask(self, message: Message, context: Context) -> Callable[[], Message]:
+        """Begin to answer; the function that comes back waits for the answer."""
+        if self._threads is None:
+            return lambda: self._app(message, context)
+        answer: Future[Message] = self._threads.submit(self._exchange, message, context)
+        return answer.result
+
+    def grow(self, count: int) -> None:
+        """Start ``count`` processes; from now on they answer."""
+        for _ in range(count):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                command = [sys.executable, "-m", "simulations.workers", str(theirs.fileno())]
+                self._processes.append(subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL))
+            line = Line(Connection(ours.detach()))
+            line.connection.send_bytes(self._scenario.encode())
+            self._idle.put(line)
+        self._threads = ThreadPoolExecutor(count)
+
+    def grow_if_worth(self, seconds: float) -> None:
+        """Start one process a core when so many seconds of work are left that it pays."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if self._threads is None and cores > 1 and seconds > WORTH_SECONDS:
+            self.grow(cores)
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._threads:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+    def _exchange(self, message: Message, context: Context) -> Message:
+        line = self._idle.get()
+        try:
+            return line.exchange(message, context)
+        except (EOFError, OSError):
+            raise FedwardError("a worker process ended; set simulation.workers to 1, or give the machine more memory") from None
+        finally:
+            self._idle.put(line)
+
+
+class Line:
+    """The way to one process. Content that several messages share goes over it once."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._last: RecordDict | None = None
+
+    def exchange(self, message: Message, context: Context) -> Message:
+        """Send a message and its node's context; return the answer, and give the context its new state."""
+        fresh = message.content is not self._last
+        self.connection.send_bytes(flower.content_bytes(message.content) if fresh else b"")
+        self._last = message.content
+        self.connection.send_bytes(flower.message_bytes(flower.without_content(message)))
+        self.connection.send_bytes(flower.context_bytes(context))
+        reply = flower.message_from(self.connection.recv_bytes())
+        state = self.connection.recv_bytes()
+        if state:
+            context.state = flower.content_from(state)
+        return reply
+
+
+def serve(connection: Connection) -> None:
+    """Answer messages until the other end closes."""
+    population = hospitals.population_of(connection.recv_bytes().decode())
+    app = app_of(population.seats)
+    content = RecordDict()
+    while True:
+        fresh = connection.recv_bytes()
+        content = flower.content_from(fresh) if fresh else content
+        message = flower.message_from(connection.recv_bytes())
+        message.content = content
+        context = flower.context_from(connection.recv_bytes())
+        reply = app(message, context)
+        connection.send_bytes(flower.message_bytes(reply))
+        connection.send_bytes(flower.content_bytes(context.state) if len(context.state) else b"")
+
+
+if __name__ == "__main__":
+    flower.quiet()
+    with suppress(EOFError, KeyboardInterrupt, ConnectionError):
+        serve(Connection(int(sys.argv[1])))

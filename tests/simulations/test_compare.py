@@ -1,0 +1,187 @@
+"""Runs side by side: grouping, statistics, and the table in every form."""
+
+import argparse
+import csv
+import io
+import json
+import re
+import statistics
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_report import fake_record
+
+from common.errors import DataError, UsageError
+from simulations import compare, compare_cli
+
+
+def save(folder, seed=1, **settings):
+    """Write a made-up run with settings such as ``strategy="fedprox"``, and return its folder."""
+    record = fake_record(seed, rounds=1)
+    record["name"] = folder.name
+    record["config"]["strategy"]["name"] = settings.pop("strategy", "fedavg")
+    record |= settings
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two strategies, three seeds each."""
+    return [
+        save(tmp_path / f"{name}-{seed}", seed, strategy=name) for name in ("fedavg", "fedprox_%") for seed in (3, 1, 2)
+    ]
+
+
+def call(*words):
+    parser = argparse.ArgumentParser()
+    compare_cli.add_parsers(parser.add_subparsers())
+    args = parser.parse_args(["compare", *map(str, words)])
+    return args.run(args)
+
+
+def test_runs_are_grouped_by_what_differs_but_the_seed(runs):
+    comparison = compare.compare(runs)
+    assert [group.settings for group in comparison.groups] == [
+        (("strategy.name", "fedavg"),),
+        (("strategy.name", "fedprox_%"),),
+    ]
+    assert [group.seeds for group in comparison.groups] == [(1, 2, 3)] * 2
+
+
+def test_means_and_deviations_are_those_of_the_records(runs):
+    records = [json.loads((folder / "run.json").read_text()) for folder in runs[:3]]
+    cells = compare.compare(runs).groups[0].cells
+    for approach in ("federated", "local", "central"):
+        pooled = [record["results"][approach]["pooled"]["auroc"][0] for record in records]
+        means = [
+            statistics.fmean(row["auroc"][0] for row in record["results"][approach]["hospitals"].values())
+            for record in records
+        ]
+        for view, values in (("pooled", pooled), ("hospitals", means)):
+            assert cells[view, approach].mean == pytest.approx(statistics.fmean(values))
+            assert cells[view, approach].deviation == pytest.approx(statistics.stdev(values))
+
+
+def test_undefined_values_are_left_out_and_counted(tmp_path):
+    record = fake_record(2, rounds=1)
+    record["results"]["local"]["pooled"]["auroc"] = [None, None, None]
+    folders = [save(tmp_path / "a", 1), save(tmp_path / "b", 2, results=record["results"])]
+    group = compare.compare(folders).groups[0]
+    assert len(group.cells["pooled", "local"].values) == 1
+    assert len(group.cells["pooled", "federated"].values) == 2
+    assert compare.as_json(compare.compare(folders))["groups"][0]["results"]["pooled"]["local"]["sd"] is None
+
+
+def test_one_run_has_no_deviation(tmp_path):
+    heads, rows = compare.table(compare.compare([save(tmp_path / "a")]))
+    assert heads[:2] == ["runs", "n"]
+    assert rows[0][:2] == ["all", "1"]
+    assert not any("±" in cell for cell in rows[0])
+
+
+def test_a_run_made_twice_counts_once(tmp_path):
+    comparison = compare.compare([save(tmp_path / "a", 1), save(tmp_path / "b", 1), save(tmp_path / "c", 2)])
+    assert comparison.groups[0].seeds == (1, 2)
+    assert comparison.notes == ("b has the settings and seed of a and is left out",)
+
+
+def test_runs_of_different_versions_are_told(tmp_path):
+    versions = {"fedward": "0.2.0", "tensorflow": "2.21.0"}
+    comparison = compare.compare([save(tmp_path / "a", 1), save(tmp_path / "b", 2, versions=versions)])
+    assert comparison.notes == ("the runs were made by different versions of fedward: 0.1.0, 0.2.0",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"task": "pneumonia"}, "different tasks"),
+        ({"data": {**fake_record(rounds=1)["data"], "name": "other"}}, "different data"),
+        ({"data": {**fake_record(rounds=1)["data"], "sha256": {"heart.csv": "00"}}}, "different data"),
+    ],
+)
+def test_different_tasks_or_data_are_refused(settings, reason, tmp_path):
+    with pytest.raises(UsageError, match=reason):
+        compare.compare([save(tmp_path / "a", 1), save(tmp_path / "b", 2, **settings)])
+
+
+def test_generated_data_may_differ_by_the_seed(tmp_path):
+    data = fake_record(rounds=1)["data"]
+    folders = [
+        save(tmp_path / f"{seed}", seed, synthetic=True, data={**data, "sha256": {"x": str(seed)}}) for seed in (1, 2)
+    ]
+    assert compare.compare(folders).groups[0].seeds == (1, 2)
+
+
+def test_wrong_use_is_told(runs, tmp_path):
+    with pytest.raises(UsageError, match="did you mean 'accuracy'"):
+        compare.compare(runs, "acuracy")
+    with pytest.raises(UsageError, match="one or more"):
+        compare.compare([])
+    with pytest.raises(DataError, match="expected the record of a run"):
+        compare.compare([tmp_path / "absent"])
+
+
+def test_the_table_has_the_same_numbers_in_every_form(runs, tmp_path, capsys):
+    paths = {name: tmp_path / name for name in ("t.tex", "t.csv", "t.png")}
+    assert (
+        call(
+            *runs,
+            "--metric",
+            "brier",
+            "--json",
+            "--latex",
+            paths["t.tex"],
+            "--csv",
+            paths["t.csv"],
+            "--figure",
+            paths["t.png"],
+        )
+        == 0
+    )
+    facts = json.loads(capsys.readouterr().out)
+    rows = list(csv.DictReader(io.StringIO(paths["t.csv"].read_text(encoding="utf-8"))))
+    latex = paths["t.tex"].read_text(encoding="utf-8")
+    for group, row in zip(facts["groups"], rows, strict=True):
+        assert row["strategy.name"] == group["settings"]["strategy.name"]
+        assert row["seeds"] == "1 2 3"
+        for view, approaches in group["results"].items():
+            for approach, cell in approaches.items():
+                assert float(row[f"{view}_{approach}_mean"]) == cell["mean"]
+                assert float(row[f"{view}_{approach}_sd"]) == cell["sd"]
+                assert f"{cell['mean']:.3f} $\\pm$ {cell['sd']:.3f}" in latex
+    assert r"fedprox\_\%" in latex
+    assert paths["t.png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_screen_shows_settings_as_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folders = [save(tmp_path / "a", 1, strategy="[red]x[/red]"), save(tmp_path / "b", 1), save(tmp_path / "c", 1)]
+    assert call(*folders) == 0
+    shown = capsys.readouterr().out
+    assert "[red]x[/red]" in shown
+    assert "left out" in shown
+
+
+@given(st.text(max_size=30))
+def test_latex_leaves_no_bare_sign(text):
+    row = compare._latex_row([text])
+    assert row.endswith(r" \\")
+    bare = re.sub(r"\$(\\pm|-)\$|\\text\w+\{\}|\\[{}$&%#_]", "", row.removesuffix(r" \\"))
+    assert not re.search(r"[\\{}$&%#_~^]", bare)
+
+
+def test_help_names_an_example_and_imports_nothing_heavy():
+    code = (
+        "import argparse, sys; from simulations import compare_cli; p = argparse.ArgumentParser();"
+        "compare_cli.add_parsers(p.add_subparsers()); print(p.parse_args(['compare', 'x']).runs);"
+        "print(sorted({'numpy', 'matplotlib', 'jinja2', 'rich'} & set(sys.modules)));"
+        "p.parse_args(['compare', '--help'])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "example: fedward compare runs/heart-*" in shown
+    assert "[]" in shown.splitlines()[1]
