@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from client.app import Seat
 from client.hospital import Hospital
 from common import flower
 from common.config import assign, merge
@@ -25,7 +26,7 @@ from server.rounds import Plan
 from simulations import hospitals
 from simulations import scenario as scenarios
 from simulations.engines import grid_of
-from simulations.hospitals import Population, VirtualSeat
+from simulations.hospitals import Population
 from simulations.scenario import Scenario
 
 # FLamby (du Terrail et al. 2022), results_benchmark_fed_heart_disease, seeds 42 to 46: pooled test / mean of hospitals.
@@ -38,7 +39,7 @@ def train(scenario: Scenario, population: Population, members: Sequence[Hospital
     """Run the scenario over these hospitals and judge the final model."""
     plan = Plan(replace(scenario.run, evaluation=replace(scenario.run.evaluation, every=0)))
     with flower.identity(1):
-        outcome = rounds.run(grid_of([VirtualSeat(population.worker, member) for member in members]), plan)
+        outcome = rounds.run(grid_of([Seat(population.worker, member) for member in members]), plan)
     return rounds.results_of(plan.task, outcome.tests)
 
 

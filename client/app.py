@@ -6,7 +6,7 @@ It imports neither TensorFlow nor data. Which worker answers is settled by the n
 import importlib
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
@@ -22,14 +22,21 @@ REFUSED, FAILED = 1, 2
 _log = logging.getLogger(__name__)
 
 
-class Seat(Protocol):
-    """Where a node's messages are answered: the worker, and the hospital that the node stands for."""
+Answer = Callable[[], Message]
+
+
+def plainly(_message: Message, answer: Answer) -> Message:
+    """Answer with nothing in between."""
+    return answer()
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a node's messages are answered: the worker, the hospital that the node stands for, and what stands between message and answer."""
 
     worker: Worker
     hospital: Hospital
-
-    def spoil(self, message: Message, answer: Callable[[], Message]) -> Message:
-        """Answer, with the faults that a scenario declares; a real hospital declares none."""
+    around: Callable[[Message, Answer], Message] = plainly
 
 
 Finder = Callable[[Context], Seat]
@@ -41,7 +48,7 @@ def make_app(find: Finder) -> ClientApp:
 
     def handle(message: Message, context: Context) -> Message:
         seat = find(context)
-        return seat.spoil(message, lambda: _answer(seat, message, context))
+        return seat.around(message, lambda: _answer(seat, message, context))
 
     app.train()(handle)
     app.evaluate()(handle)

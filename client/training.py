@@ -1,7 +1,7 @@
 """Local training: a whole local epoch, or several, as one compiled function from weights to weights.
 
 The order of the batches is made outside as a plan of row numbers, so that one compiled function serves every hospital, whatever
-its size: short batches are padded with -1 and masked, and no new size is ever traced.
+its size: short batches are filled up with other rows that have no weight, and no new size is ever traced.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,16 +51,20 @@ def method_of(task: Task, training: TrainingConfig, *, proximal: bool, controls:
 
 
 def plan(rows: int, batch_size: int, epochs: int, generator: np.random.Generator) -> Plan:
-    """Draw the batches: int32 row numbers of shape ``(steps, batch_size)``, every row once an epoch, -1 where a batch is short.
+    """Draw the batches: int32 row numbers of shape ``(steps, batch_size)``, every row once an epoch.
+
+    Where a batch is short, ``-1 - row`` names a row that has no weight in the loss but stands in the statistics of a BatchNorm layer,
+    which of copies of one row would have no variance.
 
     >>> plan(3, 2, 1, np.random.default_rng(0))
     array([[ 2,  0],
-           [ 1, -1]], dtype=int32)
+           [ 1, -3]], dtype=int32)
     """
     steps = -(-rows // batch_size)
-    batches = np.full((epochs, steps * batch_size), -1, np.int32)
+    batches = np.empty((epochs, steps * batch_size), np.int32)
     for epoch in batches:
         epoch[:rows] = generator.permutation(rows)
+        epoch[rows:] = -1 - np.resize(epoch[:rows], len(epoch) - rows)
     return batches.reshape(epochs * steps, batch_size)
 
 
@@ -122,10 +126,10 @@ class _Epochs:
         return _join(ours), _join(theirs), losses
 
     def batch(self, x: Any, y: Any, chosen: Any, seed: Any) -> tuple[Any, Any, Any, Any]:
-        """Gather the rows of one batch; a row number of -1 gives a row with mask 0."""
+        """Gather the rows of one batch; a row number below 0 gives a row with mask 0."""
         import tensorflow as tf
 
-        taken = tf.maximum(chosen, 0)
+        taken = tf.maximum(chosen, -1 - chosen)
         inputs = tf.gather(x, taken)
         if self.method.augment and self.task.augment is not None:
             inputs = self.task.augment(inputs, seed)

@@ -12,7 +12,6 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import lru_cache
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -36,7 +35,7 @@ class Range:
         return above and value <= self.high
 
     def __str__(self) -> str:
-        return f"{'above' if self.open_low else 'from'} {self.low:g} to {self.high:g}"
+        return f"{'above' if self.open_low else 'from'} {_plain(self.low)} to {_plain(self.high)}"
 
 
 POSITIVE = Range(0, 1e9, open_low=True)
@@ -315,6 +314,10 @@ def _literal(value: Any) -> str:
     return repr(value)
 
 
+def _plain(number: float) -> str:
+    return str(int(number)) if float(number).is_integer() else str(number)
+
+
 def _named(value: Any) -> str:
     return f"{value!r} ({type(value).__name__})"
 
@@ -330,7 +333,6 @@ def _unwrap(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
     return annotation, ()
 
 
-@lru_cache
-def _annotations(kind: type) -> dict[str, Any]:
+def _annotations(kind: Any) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
-    return {item.name: hints[item.name] for item in fields(kind)}  # type: ignore[arg-type]
+    return {item.name: hints[item.name] for item in fields(kind)}

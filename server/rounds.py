@@ -272,15 +272,15 @@ class Coordinator:
 
     def _gather(self, requests: Mapping[str, Message], part: str) -> dict[str, Statistics]:
         """Return one group of each answer's statistics; hospitals without an answer, or without patients for it, are left out."""
-        found = {}
+        found: dict[str, Statistics] = {}
         for name, message in exchange(self.grid, requests, self.config.limits.deadline_seconds):
             if message is not None and message.has_content():
                 statistics = group(part, messages.unpack_reply(message.content).statistics)
                 found.update({name: statistics} if statistics else {})
         return found
 
-    def _content(self, arrays: Mapping[str, Vector], options: Mapping[str, Any]) -> RecordDict:
-        common = {
+    def _content(self, arrays: Mapping[str, Vector], options: Mapping[str, bool | int | float | str]) -> RecordDict:
+        common: dict[str, bool | int | float | str] = {
             "preparation": self.preparation,
             "local-parts": ",".join(self.plan.local_parts),
             "proximal": self.plan.strategy.client.proximal,
@@ -390,9 +390,9 @@ def _described(model: Model) -> dict[str, str]:
     return {"preparation": model.preparation, "local-parts": ",".join(model.local_parts)}
 
 
-def _code(reason: str) -> str:
+def _code(reason: str | None) -> str:
     """Keep a hospital's error code only where it is one: a short word, never a sentence."""
-    return reason if reason.isidentifier() and len(reason) <= 32 else "error"
+    return reason if reason and reason.isidentifier() and len(reason) <= 32 else "error"
 
 
 def results_of(task: Task, statistics: Mapping[str, Statistics]) -> Results:

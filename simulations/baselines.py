@@ -9,13 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from client.app import Seat
 from client.hospital import Hospital
 from common.config import Choice, EvaluationConfig, LimitsConfig, RunConfig, SelectionConfig, StoppingConfig, UpdateConfig
 from common.tasks.task import Records, rows_of
 from server import rounds
 from server.rounds import Outcome, Plan
 from simulations.engines import grid_of
-from simulations.hospitals import Population, VirtualSeat
+from simulations.hospitals import Population
 
 
 def local_only(population: Population, config: RunConfig, federated: Outcome) -> dict[str, Outcome]:
@@ -50,7 +51,7 @@ def _alone(population: Population, hospital: Hospital, config: RunConfig, number
         evaluation=EvaluationConfig(every=0),
         stopping=StoppingConfig(),
     )
-    return rounds.run(grid_of([VirtualSeat(population.worker, hospital)]), Plan(settings, personal=False))
+    return rounds.run(grid_of([Seat(population.worker, hospital)]), Plan(settings, personal=False))
 
 
 def _pool(parts: list[Records]) -> Mapping[str, np.ndarray]:

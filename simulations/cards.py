@@ -242,7 +242,12 @@ def headline(record: Record) -> str:
 def _verdict(record: Record, other: str, metric: str) -> str:
     gap = difference(record, other, metric)
     name = {"local": "local-only training", "central": "centralised training"}[other]
-    measured = f"difference {number(gap.value, signed=True)}, 95 % interval {number(gap.low, signed=True)} to {number(gap.high, signed=True)}"
+    ends = (
+        f"95 % interval {number(gap.low, signed=True)} to {number(gap.high, signed=True)}"
+        if bounded(gap)
+        else "interval not defined"
+    )
+    measured = f"difference {number(gap.value, signed=True)}, {ends}"
     if not bounded(gap) or gap.low <= 0 <= gap.high:
         return f"not shown to differ from {name} ({measured})"
     better = (gap.value > 0) != (metric in LOWER_IS_BETTER)
@@ -251,6 +256,11 @@ def _verdict(record: Record, other: str, metric: str) -> str:
 
 def _article(metric: str) -> str:
     return "an" if in_text(metric)[0].lower() in "aeiouf" else "a"
+
+
+def ending(record: Record) -> str:
+    """Say what ended the training."""
+    return {"rounds": "all that were set", "patience": "stopped early"}.get(record["stopped"], record["stopped"])
 
 
 def _hospitals(amount: int) -> str:
@@ -342,7 +352,7 @@ def _card_details(record: Record) -> str:
     return (
         "## Details\n\n"
         f"- Model: `model.keras`, {record['parameters']:,} parameters; SHA-256 of the weights `{record['weights_sha256']}`\n"
-        f"- Strategy: {markdown(settings.get('strategy.name', 'unknown'))}; rounds run: {len(record['rounds'])} (ended by {record['stopped']}); seed {record['seed']}\n"
+        f"- Strategy: {markdown(settings.get('strategy.name', 'unknown'))}; rounds run: {len(record['rounds'])} ({ending(record)}); seed {record['seed']}\n"
         f"- Made with {', '.join(f'{markdown(name)} {version}' for name, version in versions.items())}\n"
         f"- Inputs: as the task `{record['task']}` of Fedward {versions['fedward']} encodes them\n\n"
         f"To repeat it:\n\n```\n{record['command']}\n```"

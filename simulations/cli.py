@@ -99,7 +99,7 @@ def simulate(args: argparse.Namespace) -> int:
 
 def sweep(args: argparse.Namespace) -> int:
     """Run ``fedward sweep``."""
-    from simulations import compare_cli
+    from simulations import compare, compare_cli
     from simulations import scenario as scenarios
     from simulations.live import Live
     from simulations.sweep import sweep as run_all
@@ -114,7 +114,8 @@ def sweep(args: argparse.Namespace) -> int:
             folders = run_all(base, args.grid, args.seeds, out, command, live.watcher)
         except KeyboardInterrupt:
             raise FedwardError("stopped; what is finished is kept: the same command goes on with it") from None
-    return compare_cli.show(folders, as_json=args.json)
+    compare_cli.show(compare.compare(folders), as_json=args.json)
+    return 0
 
 
 def _opened(args: argparse.Namespace) -> tuple["Scenario", Path | None]:

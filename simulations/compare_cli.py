@@ -42,11 +42,18 @@ def run(args: argparse.Namespace) -> int:
         args.csv.write_text(compare.as_csv(comparison), encoding="utf-8")
     if args.figure:
         compare.save_figure(comparison, args.figure)
-    if args.json:
+    show(comparison, as_json=args.json)
+    return 0
+
+
+def show(comparison: "Comparison", *, as_json: bool) -> None:
+    """Print a comparison as a table, or as JSON for machines."""
+    from simulations import compare
+
+    if as_json:
         print(json.dumps(compare.as_json(comparison), indent=2))
     else:
         _show(comparison)
-    return 0
 
 
 def _show(comparison: "Comparison") -> None:

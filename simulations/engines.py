@@ -93,8 +93,8 @@ class Shelf:
         for key, array in kept.state.items() if kept else ():
             node, _, name = key.partition("/")
             records[int(node)][name] = array
-        for node, arrays in records.items():
-            self._nodes[node].state["hospital"] = wire.to_record(arrays)
+        for number, arrays in records.items():
+            self._nodes[number].state["hospital"] = wire.to_record(arrays)
 
     def _path(self, number: int) -> Path:
         return self._folder / f"hospitals-{number:05d}.npz"

@@ -1,20 +1,20 @@
 """Virtual hospitals: a data set dealt out by a partition, with the faults that a scenario declares."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 
-from client.app import FAILED, Seat
+from client.app import FAILED, Answer, Seat
 from client.hospital import Hospital
 from client.worker import Worker
 from common import messages, wire
 from common.errors import ConfigError
 from common.network import seed_for
 from common.tasks import task_of
-from common.tasks.task import Records, take
+from common.tasks.task import Array, Records, take
 from simulations import partition, scenario as scenarios
 from simulations.datasets import dataset_of
 from simulations.datasets.dataset import Dataset, Table
@@ -24,27 +24,24 @@ from simulations.scenario import FaultsConfig, Scenario
 INTACT = FaultsConfig()
 
 
-@dataclass(frozen=True)
-class VirtualSeat:
-    """Where a virtual hospital's messages are answered."""
+def seat_for(worker: Worker, hospital: Hospital, faults: FaultsConfig = INTACT, seed: int = 0) -> Seat:
+    """Return the seat of a virtual hospital, which fails as the scenario declares; what happens follows from seed, hospital, round and attempt."""
+    if faults == INTACT:
+        return Seat(worker, hospital)
 
-    worker: Worker
-    hospital: Hospital
-    faults: FaultsConfig = INTACT
-    seed: int = 0
-
-    def spoil(self, message: Message, answer: Callable[[], Message]) -> Message:
-        """Answer, or fail as the scenario declares; what happens follows from seed, hospital, round and attempt."""
-        if self.faults == INTACT or message.metadata.message_type != messages.TRAIN:
+    def around(message: Message, answer: Answer) -> Message:
+        if message.metadata.message_type != messages.TRAIN:
             return answer()
-        config = message.content["config"]
-        chance = np.random.default_rng(seed_for(self.seed, "faults", self.hospital.name, config["server-round"], config["attempt"])).random(3)
-        if chance[0] < self.faults.dropouts:
+        config = message.content.config_records["config"]
+        chance = np.random.default_rng(seed_for(seed, "faults", hospital.name, config["server-round"], config["attempt"])).random(3)
+        if chance[0] < faults.dropouts:
             return Message(Error(FAILED, "dropout"), reply_to=message)
-        if chance[1] < self.faults.stragglers:
+        if chance[1] < faults.stragglers:
             return Message(Error(FAILED, "late"), reply_to=message)
         reply = answer()
-        return _with_nan(reply) if chance[2] < self.faults.nan_updates and reply.has_content() else reply
+        return _with_nan(reply) if chance[2] < faults.nan_updates and reply.has_content() else reply
+
+    return Seat(worker, hospital, around)
 
 
 @dataclass(frozen=True)
@@ -82,10 +79,10 @@ def populate(scenario: Scenario) -> Population:
     flipped = _flipped(list(dealt), settings.faults.label_flips, seed)
     hospitals = [_hospital(name, dealt[name], table, scenario, flip=name in flipped) for name in sorted(dealt)]
     worker = Worker()
-    return Population(dataset, table, hospitals, [VirtualSeat(worker, hospital, settings.faults, seed) for hospital in hospitals], worker)
+    return Population(dataset, table, hospitals, [seat_for(worker, hospital, settings.faults, seed) for hospital in hospitals], worker)
 
 
-def _hospital(name: str, rows: np.ndarray, table: Table, scenario: Scenario, *, flip: bool) -> Hospital:
+def _hospital(name: str, rows: Array, table: Table, scenario: Scenario, *, flip: bool) -> Hospital:
     """Split one hospital's patients into training, validation and test."""
     seed = scenario.run.seed
     test = table.test[rows] if table.test is not None else _drawn(table, rows, scenario.simulation.test, seed_for(seed, "test", name))
@@ -98,10 +95,11 @@ def _hospital(name: str, rows: np.ndarray, table: Table, scenario: Scenario, *, 
     return Hospital(name, train, take(table.records, rest[validation]), take(table.records, tested))
 
 
-def _drawn(table: Table, rows: np.ndarray, share: float, seed: np.random.SeedSequence) -> np.ndarray:
+def _drawn(table: Table, rows: Array, share: float, seed: np.random.SeedSequence) -> Array:
     if not share:
         return np.zeros(len(rows), bool)
-    return partition.split(table.label[rows], table.patient[rows], share, np.random.default_rng(seed))
+    drawn: Array = partition.split(table.label[rows], table.patient[rows], share, np.random.default_rng(seed))
+    return drawn
 
 
 def _flipped(names: list[str], share: float, seed: int) -> set[str]:
@@ -109,11 +107,12 @@ def _flipped(names: list[str], share: float, seed: int) -> set[str]:
     return set(generator.permutation(sorted(names))[: round(share * len(names))])
 
 
-def _turned(table: Table, rows: np.ndarray, label: str) -> np.ndarray:
+def _turned(table: Table, rows: Array, label: str) -> Array:
     """Return labels with the order of the classes turned round, in the data's own coding."""
     column = np.asarray(table.records[label])
     first = np.array([column[np.argmax(table.label == number)] for number in range(len(table.classes))])
-    return first[len(table.classes) - 1 - table.label[rows]]
+    turned: Array = first[len(table.classes) - 1 - table.label[rows]]
+    return turned
 
 
 def _with_nan(reply: Message) -> Message:

@@ -268,6 +268,10 @@ def draw_training(axes: Any, record: Record, curves: Curves) -> None:
         labels.append((pooled[-1, 1], "federated", COLOURS["federated"]))
     axes.set_xlabel("Rounds of training")
     axes.set_ylabel(cards.metric_name(metric))
+    if not len(pooled) and not curves:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "not judged during training", transform=axes.transAxes, ha="center", color=MUTED)
+        return
     axes.margins(x=0)
     _whole_numbers(axes)
     _end_labels(axes, labels)

@@ -251,7 +251,7 @@ def origin_table(record: Record) -> Table:
         ["started", record["started"]],
         ["seed", str(record["seed"])],
         ["engine", record["engine"]],
-        ["ended by", record["stopped"]],
+        ["rounds run", f"{len(record['rounds']):,}, {cards.ending(record)}"],
         ["weights, SHA-256", record["weights_sha256"]],
         ["layout, SHA-256", record["layout_sha256"]],
         ["machine", ", ".join(f"{value} {name}" if name == "cores" else str(value) for name, value in machine.items())],

@@ -41,7 +41,9 @@ class Notes:
     """
 
     classes: Annotated[str, "names of the classes, in the order of their numbers, separated by commas"] = "no,yes"
-    model: Annotated[Literal["lstm", "attention"], "recurrent network, or attention over the words"] = "lstm"
+    model: Annotated[Literal["lstm", "attention"], "attention over a recurrent layer, or over the words themselves"] = (
+        "lstm"
+    )
     vocabulary: Annotated[
         int, Range(3, text.BUCKETS), "largest count of words, padding and the unknown word among them"
     ] = 10_000
@@ -122,24 +124,20 @@ class Notes:
         return label.astype(np.int32)
 
     def network(self, preparation: Preparation) -> Any:
-        """Return the Keras model: word numbers in, one logit a class out. Padding changes no output."""
+        """Return the Keras model: word numbers in, one logit a class out.
+
+        Words, for ``lstm`` read in order by a recurrent layer, are summed by learnt weights (Yang et al. 2016, section 2.2). Padding gets
+        weight 0, and stands at the end, where the recurrent layer reaches it after the last word: so it changes no output.
+        """
         import keras
 
         inputs = keras.Input((self.length,), dtype="int32", name="words")
-        rows = len(preparation["buckets"]) + 2
-        words = keras.layers.Embedding(rows, self.embedding, mask_zero=self.model == "lstm", name="embedding")(inputs)
+        words = keras.layers.Embedding(len(preparation["buckets"]) + 2, self.embedding, name="embedding")(inputs)
         if self.model == "lstm":
-            summary = keras.layers.LSTM(self.units, name="lstm")(words)
-        else:
-            summary = self._attended(inputs, words)
-        summary = keras.layers.Dropout(self.dropout, name="dropout")(summary)
-        return keras.Model(inputs, keras.layers.Dense(len(self.names()), name="output")(summary), name="notes")
-
-    def _attended(self, inputs: Any, words: Any) -> Any:
-        """Return the mean of the words, weighted by a learnt score of each (Yang et al. 2016, section 2.2)."""
-        import keras
-
+            words = keras.layers.LSTM(self.units, return_sequences=True, name="lstm")(words)
         hidden = keras.layers.Dense(self.units, activation="tanh", name="attention")(words)
         scores = keras.layers.Flatten(name="scores")(keras.layers.Dense(1, use_bias=False, name="score")(hidden))
         weights = keras.layers.Softmax(name="weights")(scores, mask=keras.ops.not_equal(inputs, 0))
-        return keras.layers.Dot(1, name="summary")([weights, hidden])
+        summary = keras.layers.Dot(1, name="summary")([weights, hidden])
+        summary = keras.layers.Dropout(self.dropout, name="dropout")(summary)
+        return keras.Model(inputs, keras.layers.Dense(len(self.names()), name="output")(summary), name="notes")

@@ -336,10 +336,18 @@ def test_the_page_says_what_a_reader_must_know():
 @pytest.mark.parametrize(
     ("metric", "gap", "verdict"),
     [
-        ("auroc", [0.03, 0.01, 0.05], "better than local-only training (difference +0.030, 95 % interval +0.010 to +0.050)"),
+        (
+            "auroc",
+            [0.03, 0.01, 0.05],
+            "better than local-only training (difference +0.030, 95 % interval +0.010 to +0.050)",
+        ),
         ("auroc", [-0.03, -0.05, -0.01], "worse than local-only"),
         ("auroc", [0.03, -0.01, 0.07], "not shown to differ from local-only"),
-        ("auroc", [0.03, None, None], "not shown to differ from local-only"),
+        (
+            "auroc",
+            [0.03, None, None],
+            "not shown to differ from local-only training (difference +0.030, interval not defined)",
+        ),
         ("brier", [-0.03, -0.05, -0.01], "better than local-only"),
     ],
 )
