@@ -31,7 +31,7 @@ def main() -> None:
         Row("start to end", "s", seconds, "times faster than the peer", 8.0, peer=flower.seconds if flower else None),
         Row("peak memory", "MB", megabytes, "of the peer", 0.35, peer=flower.megabytes if flower else None),
     ]
-    show(f"W1: a job of {args.rounds} rounds, {CNN.title}", rows, as_json=args.json)
+    show("job", f"W1: a job of {args.rounds} rounds, {CNN.title}", rows, args)
 
 
 if __name__ == "__main__":

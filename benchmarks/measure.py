@@ -7,10 +7,12 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +28,9 @@ QUIET = {
 }
 """Nothing calls home while it is measured."""
 
+HEAD = ["", "unit", "limit", "peer", "ours", "ratio", "goal", "met?"]
+MORE = ("times faster than the peer", "at least")
+"""Goals that a larger ratio meets."""
 Kind = Literal["times the limit", "times faster than the peer", "of the peer", "at most", "at least"]
 
 
@@ -57,8 +62,7 @@ class Row:
         """Tell whether the goal is reached."""
         if self.ratio is None:
             return None
-        wants_more = self.kind in ("times faster than the peer", "at least")
-        return self.ratio >= self.goal if wants_more else self.ratio <= self.goal
+        return self.ratio >= self.goal if self.kind in MORE else self.ratio <= self.goal
 
 
 def median_ms(call: Callable[[], object], repeats: int, warmup: int = 1) -> float:
@@ -118,6 +122,35 @@ def run(
     return Ran(json.loads(lines[-1]), seconds, watch.peak / MEGABYTE)
 
 
+def simulate_ms(settings: str, rounds: int, words: Sequence[str] = ()) -> float:
+    """Run ``fedward simulate`` on a scenario given as TOML text; return the median milliseconds of a round, as its record has them.
+
+    The first half is left out: that is where functions are compiled and worker processes start.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "benchmark.toml"
+        file.write_text(settings, encoding="utf-8")
+        command = [
+            sys.executable,
+            "fedward.py",
+            "simulate",
+            str(file),
+            "--rounds",
+            str(rounds),
+            *words,
+            "--out",
+            folder,
+            "--json",
+        ]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=HERE.parent, env=os.environ | QUIET
+        )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    record = json.loads(done.stdout.strip().splitlines()[-1])
+    return 1000.0 * float(statistics.median(row["seconds"] for row in record["rounds"][rounds // 2 :]))
+
+
 class _Watch(threading.Thread):
     """Samples the proportional memory of a process and all below it until stopped; pages shared by several count once."""
 
@@ -164,38 +197,60 @@ def _memory(pid: int) -> int:
 
 
 def options(text: str, extend: Callable[[argparse.ArgumentParser], object] | None = None) -> argparse.Namespace:
-    """Read the options that every benchmark has: ``--json``, ``--repeats`` and ``--no-peers``."""
-    parser = argparse.ArgumentParser(description=text)
+    """Read the options that every benchmark has: ``--json``, ``--into``, ``--repeats`` and ``--no-peers``."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
-        "--repeats", type=int, default=3, help="how often limit, peer and ours take turns; medians are shown"
+        "--into", type=Path, metavar="FILE", help="also put the table into a Markdown file, at its mark"
     )
+    parser.add_argument("--repeats", type=int, default=3, help="how often limit and ours take turns; medians are shown")
     parser.add_argument("--no-peers", action="store_true", help="leave the peers out")
     if extend:
         extend(parser)
     return parser.parse_args()
 
 
-def show(title: str, rows: Sequence[Row], *, as_json: bool = False) -> None:
-    """Print the rows as one table, or as JSON."""
-    if as_json:
+def show(mark: str, title: str, rows: Sequence[Row], args: argparse.Namespace) -> None:
+    """Print the rows as one table, or as JSON, as `options` say."""
+    cells = [HEAD, *(_cells(row) for row in rows)]
+    if args.json:
         table = [asdict(row) | {"ratio": row.ratio, "met": row.met} for row in rows]
         print(json.dumps({"title": title, "rows": table}, indent=1))
-        return
-    head = ["", "unit", "limit", "peer", "ours", "ratio", "goal", "met?"]
-    lines = [head] + [_cells(row) for row in rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    print(title)
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    else:
+        widths = [max(len(line[column]) for line in cells) for column in range(len(HEAD))]
+        print(title)
+        for line in cells:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    if args.into:
+        put(args.into, mark, title, cells)
+
+
+def put(path: Path, mark: str, title: str, cells: Sequence[Sequence[str]]) -> None:
+    """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->`` by a Markdown table.
+
+    Raises
+    ------
+    ValueError
+        When the file does not have the mark.
+    """
+    text = path.read_text(encoding="utf-8")
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"{path}: expected the marks {begin} and {end}")
+    lines = ["| " + " | ".join(cell.strip() or " " for cell in line) + " |" for line in cells]
+    lines.insert(1, "|---" * len(HEAD) + "|")
+    day = datetime.now(UTC).date()
+    block = "\n".join([f"{title}; measured {day} on {os.cpu_count()} cores.", "", *lines])
+    head, tail = text.partition(begin)[0], text.partition(end)[2]
+    path.write_text(f"{head}{begin}\n{block}\n{end}{tail}", encoding="utf-8")
 
 
 def _cells(row: Row) -> list[str]:
-    sign = "≥" if row.kind in ("times faster than the peer", "at least") else "≤"
-    bare = row.kind in ("at most", "at least")
-    goal = f"{sign} {row.goal:g}" if bare else f"{sign} {row.goal:g} {row.kind}"
+    sign = "≥" if row.kind in MORE else "≤"
+    goal = f"{sign} {row.goal:g}" if row.kind in ("at most", "at least") else f"{sign} {row.goal:g} {row.kind}"
     met = {True: "yes", False: "NO", None: "-"}[row.met]
-    return [row.what, row.unit, _number(row.limit), _number(row.peer), _number(row.ours), _number(row.ratio), goal, met]
+    peer = "not installed" if row.peer is None and "peer" in row.kind else _number(row.peer)
+    return [row.what, row.unit, _number(row.limit), peer, _number(row.ours), _number(row.ratio), goal, met]
 
 
 def _number(value: float | None) -> str:

@@ -40,7 +40,7 @@ def main() -> None:
         rows.append(Row(f"{count:,} hospitals: peak memory", "MB", ran.megabytes, "times the limit", 1.5, limit=least))
         rows.append(Row("  a round", "ms", between_ms(ran.result["moments"]), "at most", 50.0))
         rows.append(Row("  start to end", "s", ran.seconds, "at most", 60.0))
-    show("Virtual hospitals in one process (the limit is the smallest federation)", rows, as_json=args.json)
+    show("scale", "Virtual hospitals in one process (the limit is the smallest federation)", rows, args)
 
 
 if __name__ == "__main__":

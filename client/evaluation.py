@@ -30,7 +30,7 @@ def compile_predict(network: Network, dtype: Any) -> Callable[..., Any]:
         tf.TensorSpec([network.local.size], tf.float32),
         tf.TensorSpec([None, *model.input_shape[1:]], dtype),
     ]
-    return tf.function(predict, input_signature=signature)  # type: ignore[no-any-return]
+    return tf.function(predict, input_signature=signature, autograph=False)  # type: ignore[no-any-return]
 
 
 def outputs(predict: Callable[..., Any], shared: Vector, local: Vector, x: NDArray[Any], width: int) -> NDArray[np.float32]:

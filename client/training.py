@@ -88,7 +88,7 @@ def compile_fit(network: Network, task: Task, method: Method, dtype: Any) -> Cal
         scalar,
         vector,
     ]
-    return tf.function(_Epochs(network, task, method).run, input_signature=signature, jit_compile=method.xla)  # type: ignore[no-any-return]
+    return tf.function(_Epochs(network, task, method).run, input_signature=signature, jit_compile=method.xla, autograph=False)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

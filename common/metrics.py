@@ -283,7 +283,9 @@ def _calibration_error(calibration: Array) -> Estimate:
         return UNDEFINED
     generator = np.random.default_rng(0)
     mean_score = scores / np.maximum(count, 1)
-    cells = np.concatenate([hits, count - hits]) / patients
+    # What a hospital reports may contradict itself; no share is then below 0 or above 1.
+    certain = np.clip(hits, 0, count)
+    cells = np.concatenate([certain, count - certain]) / patients
     drawn = generator.multinomial(round(patients), cells, _REPLICATES).reshape(_REPLICATES, 2, -1)
     resampled = np.abs(drawn[:, 0] - drawn.sum(axis=1) * mean_score).sum(axis=1) / patients
     by_chance = generator.binomial(

@@ -4,6 +4,7 @@ It runs on any Flower ``Grid``. Answers are taken in the order of the hospitals'
 bit-equal; a bad or absent hospital costs its own update and nothing else.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ from common.messages import Reply, group
 from common.network import seed_for
 from common.statistics import Statistics, total
 from common.tasks import task_of
-from common.tasks.task import Task
+from common.tasks.task import Records, Task
 from common.update import Update
 from server import models
 from server.records import Dropped, Member, Model, Part, Results, RoundRecord
@@ -33,6 +34,12 @@ from server.strategies import strategy_of
 from server.strategies.strategy import State, Strategy
 
 Watch = Callable[[RoundRecord], None]
+
+MOST = 1e15
+"""Largest sum over its patients that a hospital may report: far beyond any real one, and far below where sums of them overflow."""
+DTYPES = {"number": np.float64, "category": np.float64, "image": np.uint8, "text": np.object_}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,9 +148,13 @@ def _enrol(grid: Grid, plan: Plan) -> Fleet:
     requests = {str(node): Message(content, dst_node_id=node, message_type=messages.STATISTICS) for node in nodes}
     replies: dict[str, tuple[int, Reply]] = {}
     for node, message in exchange(grid, requests, config.limits.deadline_seconds):
-        if message is not None and message.has_content():
-            reply = messages.unpack_reply(message.content)
-            replies[reply.texts["hospital"]] = (int(node), reply)
+        try:
+            reply = _content_of(message, config)
+            _check_enrolment(reply, plan.task)
+        except UpdateRejected as error:
+            _log.warning("node %s is left out of the run: %s (%s)", node, error.code, error)
+            continue
+        replies.setdefault(reply.texts["hospital"], (int(node), reply))
     ordered = [(name, *replies[name]) for name in sorted(replies)]
     if len(ordered) < config.selection.minimum:
         raise QuorumError(f"{len(ordered)} hospitals are here, and selection.minimum asks for {config.selection.minimum}")
@@ -271,12 +282,17 @@ class Coordinator:
         return self._gather(requests, "compare")
 
     def _gather(self, requests: Mapping[str, Message], part: str) -> dict[str, Statistics]:
-        """Return one group of each answer's statistics; hospitals without an answer, or without patients for it, are left out."""
+        """Return one group of each answer's statistics; hospitals without a usable answer, or without patients for it, are left out."""
         found: dict[str, Statistics] = {}
         for name, message in exchange(self.grid, requests, self.config.limits.deadline_seconds):
-            if message is not None and message.has_content():
-                statistics = group(part, messages.unpack_reply(message.content).statistics)
-                found.update({name: statistics} if statistics else {})
+            try:
+                statistics = group(part, _content_of(message, self.config).statistics)
+                if statistics:
+                    _check_sums(statistics, _judged(self.plan.task, part), -MOST if part == "compare" else 0.0)
+            except UpdateRejected as error:
+                _log.warning("%s: statistics left out: %s (%s)", name, error.code, error)
+                continue
+            found.update({name: statistics} if statistics else {})
         return found
 
     def _content(self, arrays: Mapping[str, Vector], options: Mapping[str, bool | int | float | str]) -> RecordDict:
@@ -342,12 +358,9 @@ def check(name: str, message: Message | None, size: int, plan: Plan, tally: Tall
     UpdateRejected
         With the code ``late``, the hospital's own code, ``missing``, ``extra``, ``shape``, ``dtype``, ``range``, ``count``, ``nan``, ``inf`` or ``norm``.
     """
-    if message is None:
-        raise UpdateRejected("late", f"no answer within {plan.config.limits.deadline_seconds:g} s")
-    if not message.has_content():
-        raise UpdateRejected(_code(message.error.reason), "the hospital answered with an error")
-    tally.bytes_up += messages.bytes_of(message.content)
-    reply = messages.unpack_reply(message.content)
+    if message is not None and message.has_content():
+        tally.bytes_up += messages.bytes_of(message.content)
+    reply = _content_of(message, plan.config)
     if not 0 < reply.num_examples <= plan.config.limits.examples:
         raise UpdateRejected("count", f"num-examples: expected 1 to {plan.config.limits.examples}")
     controls = plan.strategy.client.controls
@@ -355,6 +368,14 @@ def check(name: str, message: Message | None, size: int, plan: Plan, tally: Tall
     _check_values(vector, plan.config.limits.update_norm)
     _check_statistics(reply.statistics, plan.task)
     return Update(name, vector[:size], reply.num_examples, vector[size:] if controls else None, reply.statistics)
+
+
+def _content_of(message: Message | None, config: RunConfig) -> Reply:
+    if message is None:
+        raise UpdateRejected("late", f"no answer within {config.limits.deadline_seconds:g} s")
+    if not message.has_content():
+        raise UpdateRejected(_code(message.error.reason), "the hospital answered with an error")
+    return messages.unpack_reply(message.content)
 
 
 def _check_values(vector: Vector, cap: float) -> None:
@@ -366,24 +387,51 @@ def _check_values(vector: Vector, cap: float) -> None:
             raise UpdateRejected("nan", "the update holds NaN")
         if np.isinf(vector).any():
             raise UpdateRejected("inf", "the update holds Inf")
-        norm = float(np.linalg.norm(vector.astype(np.float64)))
+        raise UpdateRejected("norm", "the update's norm is beyond float32; times its count of patients, it would be Inf in the sum")
     if cap and norm > cap:
         raise UpdateRejected("norm", f"the update's norm {norm:.3g} is above limits.update_norm {cap:g}")
 
 
+def _check_enrolment(reply: Reply, task: Task) -> None:
+    if not reply.texts.get("hospital"):
+        raise UpdateRejected("missing", "the hospital's name is missing")
+    nobody: Records = {column.name: np.zeros((0, *column.shape), DTYPES[column.kind]) for column in task.columns}
+    moments = {name: value.shape for name, value in task.summarise(nobody).items()}
+    counts = dict.fromkeys(("train", "validation", "test"), (len(task.classes),))
+    _check_sums(group("task", reply.statistics), moments, -MOST)
+    _check_sums(group("count", reply.statistics), counts)
+
+
 def _check_statistics(statistics: Statistics, task: Task) -> None:
-    judged = task.objective.summarise(np.zeros(0, np.int32), np.zeros((0, len(task.classes))))
-    shapes = {f"{part}/{name}": value.shape for part in ("test", "validation") for name, value in judged.items()}
-    shapes["train/loss"] = (2,)
-    if "train/loss" not in statistics:
-        raise UpdateRejected("missing", "statistic 'train/loss' is missing")
-    for name, value in statistics.items():
-        if name not in shapes:
-            raise UpdateRejected("extra", f"statistic {name!r} is not expected")
-        if value.shape != shapes[name]:
-            raise UpdateRejected("shape", f"statistic {name!r}: expected shape {shapes[name]}, got {value.shape}")
+    shapes: dict[str, tuple[int, ...]] = {"train/loss": (2,)}
+    for part in ("test", "validation"):
+        if group(part, statistics):
+            shapes |= {f"{part}/{name}": shape for name, shape in _judged(task, part).items()}
+    _check_sums(statistics, shapes)
+
+
+def _judged(task: Task, part: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the statistics that a model is judged by, or two by comparison."""
+    labels, scores = np.zeros(0, np.int32), np.zeros((0, len(task.classes)))
+    objective = task.objective
+    empty = objective.compare(labels, scores, scores) if part == "compare" else objective.summarise(labels, scores)
+    return {name: value.shape for name, value in empty.items()}
+
+
+def _check_sums(statistics: Statistics, shapes: Mapping[str, tuple[int, ...]], least: float = 0.0) -> None:
+    """Refuse statistics that are not exactly those expected; their names are the sender's own words and stay out of the message."""
+    for name, shape in shapes.items():
+        if name not in statistics:
+            raise UpdateRejected("missing", f"statistic {name!r} is missing")
+        value = statistics[name]
+        if value.shape != shape:
+            raise UpdateRejected("shape", f"statistic {name!r}: expected shape {shape}, got {value.shape}")
         if value.dtype != np.float64 or not np.isfinite(value).all():
             raise UpdateRejected("dtype", f"statistic {name!r}: expected finite float64")
+        if value.size and not least <= value.min() <= value.max() <= MOST:
+            raise UpdateRejected("range", f"statistic {name!r}: expected sums from {least:g} to {MOST:g}")
+    if len(statistics) > len(shapes):
+        raise UpdateRejected("extra", f"a statistic came that is not expected; expected: {', '.join(shapes)}")
 
 
 def _described(model: Model) -> dict[str, str]:
@@ -438,4 +486,6 @@ def _stopped(history: list[RoundRecord], config: RunConfig) -> str:
     if len(history) >= config.rounds:
         return "rounds"
     patience = config.stopping.patience
-    return "patience" if patience and _rounds_without_gain(history, config) >= patience else ""
+    # Only a round that judged a model can tell that it brought no gain.
+    judged = bool(history) and history[-1].validation_loss is not None
+    return "patience" if patience and judged and _rounds_without_gain(history, config) >= patience else ""

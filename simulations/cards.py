@@ -260,7 +260,7 @@ def _article(metric: str) -> str:
 
 def ending(record: Record) -> str:
     """Say what ended the training."""
-    return {"rounds": "all that were set", "patience": "stopped early"}.get(record["stopped"], record["stopped"])
+    return {"rounds": "all that were set", "patience": "stopped early"}.get(record["stopped"], str(record["stopped"]))
 
 
 def _hospitals(amount: int) -> str:

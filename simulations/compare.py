@@ -16,7 +16,7 @@ from simulations import cards
 from simulations.cards import APPROACHES, Record
 from simulations.report import load
 
-VIEWS = {"pooled": "pooled test patients", "hospitals": "mean of hospitals"}
+VIEWS = {"pooled": "pooled", "hospitals": "mean of hospitals"}
 _LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -77,6 +77,12 @@ class Comparison:
     metric: str
     groups: tuple[Group, ...]
     notes: tuple[str, ...] = ()
+    synthetic: bool = False
+
+    @property
+    def title(self) -> str:
+        """The metric's name, and a warning when the data are not of patients."""
+        return cards.metric_name(self.metric) + (" (SYNTHETIC DATA)" if self.synthetic else "")
 
     @property
     def columns(self) -> list[tuple[str, str]]:
@@ -116,7 +122,12 @@ def compare(folders: Sequence[Path], metric: str = "") -> Comparison:
                 f"--metric {chosen}: run {record['name']} has no such metric; {nearest(chosen, cards.metrics(record))}"
             )
     kept, notes = _without_repeats(records)
-    return Comparison(chosen, tuple(_groups(kept, chosen)), (*notes, *_version_notes(kept)))
+    return Comparison(
+        chosen,
+        tuple(_groups(kept, chosen)),
+        (*notes, *_version_notes(kept)),
+        any(record["synthetic"] for record in kept),
+    )
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -168,7 +179,7 @@ def as_latex(comparison: Comparison) -> str:
     heads, rows = table(comparison)
     words = max(len(comparison.groups[0].settings), 1)
     lines = [
-        f"% {_one_line(cards.metric_name(comparison.metric))}: mean and standard deviation over n seeds",
+        f"% {_one_line(comparison.title)}: mean and standard deviation over n seeds",
         rf"\begin{{tabular}}{{{'l' * words}{'r' * (len(heads) - words)}}}",
         r"\toprule",
         _latex_row(heads),
@@ -184,6 +195,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     """Return the comparison as JSON values."""
     return {
         "metric": comparison.metric,
+        "synthetic": comparison.synthetic,
         "notes": list(comparison.notes),
         "groups": [
             {
@@ -208,7 +220,7 @@ def save_figure(comparison: Comparison, path: Path) -> None:
     from simulations import pictures
 
     kinds = [kind for kind in APPROACHES if any(approach == kind for _, approach in comparison.columns)]
-    name = cards.metric_name(comparison.metric)
+    name = comparison.title
     panels = [
         (
             f"{name}, {words}",

@@ -62,13 +62,10 @@ def _show(comparison: "Comparison") -> None:
     from rich.text import Text
 
     from simulations import compare
-    from simulations.cards import metric_name
 
     heads, rows = compare.table(comparison)
     words = max(len(comparison.groups[0].settings), 1)
-    shown = Table(
-        title=f"{metric_name(comparison.metric)}: mean ± standard deviation over n seeds", title_justify="left"
-    )
+    shown = Table(title=f"{comparison.title}: mean ± standard deviation over n seeds", title_justify="left")
     for place, head in enumerate(heads):
         shown.add_column(Text(head), justify="left" if place < words else "right")
     for row in rows:

@@ -23,6 +23,7 @@ from simulations import hospitals
 
 WORTH_SECONDS = 20.0
 """Work that is left from which starting processes pays: each needs about 6 s before its first answer."""
+TELLING_ROUNDS = 3
 
 
 def app_of(seats: Sequence[Seat]) -> ClientApp:
@@ -39,6 +40,7 @@ class Crew:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._idle: queue.SimpleQueue[Line] = queue.SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
+        self._seconds: list[float] = []
 
     def ask(self, message: Message, context: Context) -> Callable[[], Message]:
         """Begin to answer; the function that comes back waits for the answer."""
@@ -59,10 +61,12 @@ class Crew:
             self._idle.put(line)
         self._threads = ThreadPoolExecutor(count)
 
-    def grow_if_worth(self, seconds: float) -> None:
-        """Start one process a core when so many seconds of work are left that it pays."""
+    def grow_if_worth(self, seconds: float, rounds_left: int) -> None:
+        """Start one process a core when it pays, judged by the fastest round so far; the first ones also compile, and say nothing."""
+        self._seconds.append(seconds)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if self._threads is None and cores > 1 and seconds > WORTH_SECONDS:
+        told = len(self._seconds) >= TELLING_ROUNDS and min(self._seconds) * rounds_left > WORTH_SECONDS
+        if self._threads is None and cores > 1 and told:
             self.grow(cores)
 
     def __enter__(self) -> "Crew":

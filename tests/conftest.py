@@ -61,7 +61,7 @@ class Seat:
     hospital: Hospital
     script: Script = lambda _message, answer: answer()
 
-    def spoil(self, message: Any, answer: Callable[[], Any]) -> Any:
+    def around(self, message: Any, answer: Callable[[], Any]) -> Any:
         return self.script(message, answer)
 
 

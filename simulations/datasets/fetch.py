@@ -30,6 +30,15 @@ def is_here(dataset: Dataset) -> bool:
     return not dataset.files or any(_complete(dataset, folder) for folder in _folders(dataset))
 
 
+def is_intact(dataset: Dataset) -> bool:
+    """Tell whether all files are on this computer with a known checksum."""
+    try:
+        find(dataset)
+    except DataError:
+        return False
+    return True
+
+
 def find(dataset: Dataset) -> Path:
     """Return the folder that holds a data set's files, all with a known checksum; raise `DataError` if there is none."""
     if not dataset.files:
@@ -39,7 +48,7 @@ def find(dataset: Dataset) -> Path:
             for file in dataset.files:
                 _verify(dataset, folder / file.name, file)
             return folder
-    raise DataError(_absence(dataset))
+    raise DataError(absence(dataset))
 
 
 def fetch(dataset: Dataset) -> Path:
@@ -65,7 +74,7 @@ def fetch(dataset: Dataset) -> Path:
 
 def _download(dataset: Dataset, file: File, folder: Path) -> None:
     if not file.url:
-        raise DataError(_absence(dataset))
+        raise DataError(absence(dataset))
     import pooch
 
     try:
@@ -114,7 +123,8 @@ def _verify(dataset: Dataset, path: Path, file: File) -> None:
         )
 
 
-def _absence(dataset: Dataset) -> str:
+def absence(dataset: Dataset) -> str:
+    """Say that a data set is not here, and what to do."""
     files = ", ".join(f"{dataset.folder}/{file.name}" for file in dataset.files)
     mirror = f"set FEDWARD_DATA_MIRROR to a folder that holds {files}"
     if all(file.url for file in dataset.files):

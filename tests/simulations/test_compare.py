@@ -114,7 +114,9 @@ def test_generated_data_may_differ_by_the_seed(tmp_path):
     folders = [
         save(tmp_path / f"{seed}", seed, synthetic=True, data={**data, "sha256": {"x": str(seed)}}) for seed in (1, 2)
     ]
-    assert compare.compare(folders).groups[0].seeds == (1, 2)
+    comparison = compare.compare(folders)
+    assert comparison.groups[0].seeds == (1, 2)
+    assert "SYNTHETIC" in compare.as_latex(comparison)
 
 
 def test_wrong_use_is_told(runs, tmp_path):

@@ -1,0 +1,160 @@
+"""``fedward data``: which data sets there are, getting them, and what is in them."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from simulations.datasets.dataset import Dataset, Table
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add the command and its three sub-commands."""
+    parser = subparsers.add_parser(
+        "data",
+        help="list, download and describe data sets",
+        description="List, download and describe the data sets that simulations use. Nothing but 'data get' ever downloads.",
+        epilog="example: fedward data list",
+    )
+    below = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add(below, "list", list_all, "list all data sets", "fedward data list --json")
+    _add(below, "get", get, "download a data set, with its checksum", "fedward data get pneumonia")
+    _add(below, "show", show, "show origin, licence, classes and hospitals of a data set", "fedward data show heart")
+
+
+def _add(subparsers: Any, name: str, run: Any, meaning: str, example: str) -> None:
+    sentence = f"{meaning[0].upper()}{meaning[1:]}."
+    parser = subparsers.add_parser(name, help=meaning, description=sentence, epilog=f"example: {example}")
+    if name != "list":
+        parser.add_argument("name", metavar="NAME", help="name of the data set, as in 'fedward data list'")
+    parser.add_argument("--json", action="store_true", help="print JSON for machines")
+    parser.set_defaults(run=run)
+
+
+def list_all(args: argparse.Namespace) -> int:
+    """Run ``fedward data list``."""
+    from simulations.datasets import DATASETS
+
+    found = [summary(dataset) for dataset in DATASETS.values()]
+    if args.json:
+        _print_json(found)
+    else:
+        _print_list(found)
+    return 0
+
+
+def get(args: argparse.Namespace) -> int:
+    """Run ``fedward data get NAME``: download what is not here, or say that it is."""
+    from simulations.datasets import dataset_of
+    from simulations.datasets.fetch import fetch, is_intact
+
+    dataset = dataset_of(args.name)
+    already = is_intact(dataset)
+    folder = fetch(dataset)
+    if args.json:
+        _print_json({"name": dataset.name, "folder": str(folder), "downloaded": not already})
+    elif not dataset.files:
+        made = "is SYNTHETIC and made by this package" if dataset.synthetic else "comes with this package"
+        print(f"{dataset.name} {made}; there is nothing to download")
+    else:
+        print(f"{dataset.name} {'was already here' if already else 'is here now'}: {folder}")
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    """Run ``fedward data show NAME``; of a data set that is not here, what is known without its files."""
+    from simulations.datasets import dataset_of
+    from simulations.datasets.fetch import absence, is_here, load
+
+    dataset = dataset_of(args.name)
+    facts = summary(dataset) | {"origin": dataset.origin, "citation": dataset.citation, "note": dataset.note}
+    if is_here(dataset):
+        facts |= contents(load(dataset))
+    else:
+        print(f"fedward: {absence(dataset)}", file=sys.stderr)
+    if args.json:
+        _print_json(facts)
+    else:
+        _print_facts(facts)
+    return 0
+
+
+def summary(dataset: "Dataset") -> dict[str, Any]:
+    """Return what is known of a data set without reading it; ``bytes`` are those of its files, 0 for none."""
+    from simulations.datasets.fetch import is_here
+
+    return {
+        "name": dataset.name,
+        "title": dataset.title,
+        "task": dataset.task,
+        "rows": dataset.rows,
+        "bytes": sum(file.size for file in dataset.files),
+        "licence": dataset.licence,
+        "here": is_here(dataset),
+        "synthetic": dataset.synthetic,
+    }
+
+
+def contents(table: "Table") -> dict[str, Any]:
+    """Count the rows of a table that was read: by class, by hospital and by the published split, where there are any."""
+    facts: dict[str, Any] = {
+        "rows": len(table),
+        "duplicates_removed": table.duplicates_removed,
+        "classes": dict(zip(table.classes, np.bincount(table.label, minlength=len(table.classes)).tolist(), strict=True)),
+        "hospitals": None,
+        "split": None,
+    }
+    if table.hospital is not None:
+        names, counts = np.unique(table.hospital, return_counts=True)
+        facts["hospitals"] = dict(zip(names.tolist(), counts.tolist(), strict=True))
+    if table.test is not None:
+        facts["split"] = {"training": int((~table.test).sum()), "test": int(table.test.sum())}
+    return facts
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _print_list(found: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "title", box=box.SIMPLE_HEAD)
+    for heading in ("rows", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("here")
+    table.add_column("licence")
+    for facts in found:
+        table.add_row(facts["name"], facts["title"], str(facts["rows"]), _size(facts), _where(facts), facts["licence"])
+    Console().print(table)
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    words = {**facts, "size": _size(facts), "here": _where(facts)}
+    for name in ("title", "task", "here", "size", "rows", "duplicates_removed", "classes", "hospitals", "split"):
+        if name in words:
+            print(f"{name.replace('_', ' ')}: {_in_words(words[name])}")
+    for name in ("origin", "licence", "citation", "note"):
+        if words[name]:
+            print(f"{name}: {words[name]}")
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count}" for name, count in value.items())
+    return "none published" if value is None else str(value)
+
+
+def _size(facts: dict[str, Any]) -> str:
+    return f"{facts['bytes'] / 1e6:.1f} MB" if facts["bytes"] else "-"
+
+
+def _where(facts: dict[str, Any]) -> str:
+    if facts["synthetic"]:
+        return "SYNTHETIC"
+    return "yes" if facts["here"] else "no"
