@@ -5,6 +5,7 @@ and patients as numpy arrays, and the average of the models.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -84,6 +85,8 @@ def measure(work: Work, repeats: int, *, xla: bool) -> dict[str, list[float]]:
 
 def main() -> None:
     """Measure what the command line asks for."""
+    # By itself TensorFlow uses oneDNN only on processors with AVX-512 VNNI; elsewhere it is two to three times faster too.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     import tensorflow as tf
 
     work, repeats, threads = WORKS[sys.argv[1]], int(sys.argv[2]), int(sys.argv[3])

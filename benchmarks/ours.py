@@ -29,9 +29,9 @@ from work import WORKS, Work
 from client.hospital import Hospital
 from client.worker import State, Worker
 from common import flower
-from common.config import assign
+from common.config import Choice, assign
 from common.messages import STATISTICS, TRAIN, Reply, Request
-from common.tasks import heart
+from common.tasks import heart, task_of
 from common.tasks.task import Records, take
 from simulations import run, scenario
 from simulations.datasets import DATASETS
@@ -64,16 +64,16 @@ def table(work: Work) -> Table:
     test = np.concatenate([np.arange(count) >= count - TESTED for count in counts])
     names = np.repeat([f"hospital {number:05d}" for number in range(work.hospitals)], counts)
     label = whole["label" if work.name == "cnn" else "num"].astype(np.int64)
-    return Table(whole, label, ("no", "yes"), np.arange(len(label)), names, test)
+    classes = task_of(Choice(work.task)).classes
+    return Table(whole, label, classes, np.arange(len(label)), names, test)
 
 
 def dataset(work: Work) -> Dataset:
     """Return the work as a data set of the product."""
-    task = "pneumonia" if work.name == "cnn" else "heart"
     rows = sum(work.rows_of(number) + TESTED for number in range(work.hospitals))
     named = {"origin": "generator", "licence": "none", "citation": "none"}
     return Dataset(
-        f"benchmark-{work.name}", work.title, task, rows=rows, read=lambda _folder: table(work), synthetic=True, **named
+        f"benchmark-{work.name}", work.title, work.task, rows=rows, read=lambda _folder: table(work), synthetic=True, **named
     )
 
 
@@ -89,7 +89,7 @@ def settings(work: Work, rounds: int) -> dict[str, Any]:
     }
     return {
         "rounds": rounds,
-        "task": {"name": "pneumonia" if work.name == "cnn" else "heart"},
+        "task": {"name": work.task},
         "training": training,
         "selection": {"fraction": work.cohort / work.hospitals},
         "evaluation": {"every": 0},
@@ -147,12 +147,13 @@ def empty(work: Work, rounds: int, folder: Path | None) -> dict[str, Any]:
     from server.app import make_app
     from server.rounds import Plan
     from simulations.engines import grid_of
-    from simulations.hospitals import VirtualSeat, context
+    from simulations.hospitals import context, seat_for
 
     idle, clock = Idle(), Clock()
     parts = [records(work, number) for number in range(work.hospitals)]
     nobody = take(parts[0], np.zeros(0, np.int64))
-    seats = [VirtualSeat(idle, Hospital(f"{number:05d}", part, nobody, nobody)) for number, part in enumerate(parts)]
+    seats = [seat_for(idle, Hospital(f"{number:05d}", part, nobody, nobody)) for number, part in enumerate(parts)]
+    DATASETS[f"benchmark-{work.name}"] = dataset(work)
     plan = Plan(scenario.read(settings(work, rounds)).run)
     grid = grid_of(seats)
     with flower.identity(grid.run.run_id):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Work:
-    """A federation of ``hospitals``, of which ``cohort`` train in a round.
+    """A federation of ``hospitals`` that learn the product's ``task``, of which ``cohort`` train in a round.
 
     ``rows`` are the training patients of a hospital; a tuple is repeated from the start when there are more hospitals. ``parameters`` is the
     model's size with one logit.
@@ -19,6 +19,7 @@ class Work:
 
     name: str
     title: str
+    task: str
     hospitals: int
     cohort: int
     rows: tuple[int, ...]
@@ -50,6 +51,7 @@ class Work:
 CNN = Work(
     name="cnn",
     title="CNN 28x28x1, 10 of 100 hospitals x 128 images",
+    task="pneumonia",
     hospitals=100,
     cohort=10,
     rows=(128,),
@@ -62,6 +64,7 @@ CNN = Work(
 HEART = Work(
     name="heart",
     title="MLP 35-16-1, 4 hospitals x 185 patients",
+    task="heart",
     hospitals=4,
     cohort=4,
     rows=(185,),

@@ -13,7 +13,7 @@ BATCH = 1024
 
 
 def compile_predict(network: Network, dtype: Any) -> Callable[..., Any]:
-    """Return the compiled function ``(shared, local, x) -> outputs``, for any count of rows."""
+    """Return the compiled function ``(shared, local, x) -> outputs``, all tensors, for any count of rows."""
     import tensorflow as tf
 
     from client.training import lay_out, with_seeds
@@ -30,10 +30,13 @@ def compile_predict(network: Network, dtype: Any) -> Callable[..., Any]:
         tf.TensorSpec([network.local.size], tf.float32),
         tf.TensorSpec([None, *model.input_shape[1:]], dtype),
     ]
-    return tf.function(predict, input_signature=signature, autograph=False)  # type: ignore[no-any-return]
+    return tf.function(predict, input_signature=signature, autograph=False).get_concrete_function()  # type: ignore[no-any-return]
 
 
-def outputs(predict: Callable[..., Any], shared: Vector, local: Vector, x: NDArray[Any], width: int) -> NDArray[np.float32]:
-    """Return the model's outputs, float32 ``(n, width)``, computed in slices so that memory stays flat."""
-    parts = [predict(shared, local, x[start : start + BATCH]).numpy() for start in range(0, len(x), BATCH)]
-    return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+def outputs(predict: Callable[..., Any], shared: Vector, local: Vector, x: Any) -> NDArray[np.float32]:
+    """Return the model's outputs, float32 ``(n, K)``, for a tensor of rows, computed in slices so that memory stays flat."""
+    import tensorflow as tf
+
+    weights = tf.constant(shared), tf.constant(local)
+    slices = [x] if len(x) <= BATCH else [x[start : start + BATCH] for start in range(0, len(x), BATCH)]
+    return np.concatenate([predict(*weights, rows).numpy() for rows in slices])

@@ -68,27 +68,34 @@ def plan(rows: int, batch_size: int, epochs: int, generator: np.random.Generator
     return batches.reshape(epochs * steps, batch_size)
 
 
-def compile_fit(network: Network, task: Task, method: Method, dtype: Any) -> Callable[..., Any]:
-    """Return the compiled function ``(shared, local, x, y, rows, seed, rate, proximal, correction) -> (shared, local, loss)``.
+def widened(rows: Plan) -> Plan:
+    """Lengthen a plan to a power of two of batches; XLA compiles anew for every shape, and the added batches are never run."""
+    more = (1 << (len(rows) - 1).bit_length()) - len(rows)
+    return np.concatenate([rows, np.full((more, rows.shape[1]), -1, np.int32)])
 
-    ``x`` has the data's own ``dtype``; ``rows`` is a `Plan`; ``seed`` int32 ``(2,)``; ``rate`` the step size; ``proximal`` FedProx's mu (Li et al. 2020, section
-    3.2); ``correction`` SCAFFOLD's ``c - c_i`` over the shared weights (Karimireddy et al. 2020, equation 3), or empty. The loss is the sum of the batch means.
+
+def compile_fit(network: Network, task: Task, method: Method, dtype: Any) -> Callable[..., Any]:
+    """Return the compiled function ``(shared, local, x, y, rows, draw, pace, correction) -> (shared, local, loss)``, all tensors.
+
+    ``x`` has the data's own ``dtype``; ``rows`` is a `Plan`, of which ``steps`` batches count; ``draw`` is int32 ``(seed, seed, steps)``; ``pace`` float32
+    ``(rate, proximal)``, the step size and FedProx's mu (Li et al. 2020, section 3.2); ``correction`` SCAFFOLD's ``c - c_i`` over the shared weights (Karimireddy et al.
+    2020, equation 3), or empty. The loss is the sum of the batch means.
     """
     import tensorflow as tf
 
-    vector, scalar = tf.TensorSpec([None], tf.float32), tf.TensorSpec([], tf.float32)
     signature = [
         tf.TensorSpec([network.shared.size], tf.float32),
         tf.TensorSpec([network.local.size], tf.float32),
         tf.TensorSpec([None, *network.model.input_shape[1:]], dtype),
         tf.TensorSpec([None], tf.int32),
         tf.TensorSpec([None, None], tf.int32),
-        tf.TensorSpec([2], tf.int32),
-        scalar,
-        scalar,
-        vector,
+        tf.TensorSpec([3], tf.int32),
+        tf.TensorSpec([2], tf.float32),
+        tf.TensorSpec([None], tf.float32),
     ]
-    return tf.function(_Epochs(network, task, method).run, input_signature=signature, jit_compile=method.xla, autograph=False)  # type: ignore[no-any-return]
+    graph = tf.function(_Epochs(network, task, method).run, input_signature=signature, jit_compile=method.xla, autograph=False)
+    # The concrete function skips TensorFlow's matching of arguments to traces, which costs more than a small model's epoch.
+    return graph.get_concrete_function()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,11 @@ class _Epochs:
         """Tell for every weight whether gradients move it."""
         return _moves(self.network)
 
-    def run(self, shared: Any, local: Any, x: Any, y: Any, rows: Any, seed: Any, rate: Any, proximal: Any, correction: Any) -> Any:
+    def run(self, shared: Any, local: Any, x: Any, y: Any, rows: Any, draw: Any, pace: Any, correction: Any) -> Any:
         import tensorflow as tf
+
+        seed, steps = draw[:2], draw[2]
+        rate, proximal = pace[0], pace[1]
 
         network, method = self.network, self.method
         start = _weights(network, shared, local)
@@ -121,7 +131,7 @@ class _Epochs:
 
         slots = [tf.zeros_like(w) for _ in range(OPTIMIZERS[method.optimizer].slots) for w in _pick(start, self.moves, kind=True)]
         begin = (tf.constant(0), start, slots, tf.constant(0.0))
-        _, weights, _, losses = tf.while_loop(lambda index, *_: index < tf.shape(rows)[0], step, begin)
+        _, weights, _, losses = tf.while_loop(lambda index, *_: index < steps, step, begin)
         ours, theirs = network.divide(list(weights))
         return _join(ours), _join(theirs), losses
 

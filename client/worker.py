@@ -29,6 +29,10 @@ State = dict[str, NDArray[Any]]
 """What a hospital keeps between rounds: its local weights, its control variate, what lossy codecs have not yet sent."""
 
 
+MOST_MODELS = 8
+"""Models that a worker holds at a time, each with its compiled functions."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A task with its preparation: the network, and the functions compiled for it so far (filled as they are needed)."""
@@ -39,6 +43,16 @@ class Prepared:
     functions: dict[Any, Callable[..., Any]]
 
 
+@dataclass(frozen=True)
+class Held:
+    """Encoded rows as tensors, and their labels also as an array. Rows beyond ``rows`` are padding that no plan names."""
+
+    rows: int
+    x: Any
+    y: Any
+    labels: NDArray[np.int32]
+
+
 class Worker:
     """Answers requests for the hospitals of this process. Caches only; what must last is in the state that comes and goes with each request."""
 
@@ -46,7 +60,7 @@ class Worker:
         self._threads = threads
         self._prepared: dict[tuple[Choice, str, str, int], Prepared] = {}
         self._functions: dict[str, dict[Any, Callable[..., Any]]] = {}
-        self._encoded: dict[tuple[str, str], tuple[str, Examples]] = {}
+        self._held: dict[tuple[str, str], tuple[str, Held]] = {}
         self._answers: dict[str, Callable[[Hospital, Request, State], Reply]] = {
             STATISTICS: self._statistics,
             TRAIN: self._train,
@@ -67,10 +81,10 @@ class Worker:
     def _train(self, hospital: Hospital, request: Request, state: State) -> Reply:
         config = request.config
         prepared = self._prepare(config, request)
-        examples = self._examples(hospital, "train", prepared.task, request)
         weights = request.arrays["weights"]
         statistics = self._judge(hospital, prepared, request, state) if request.options["evaluate"] else {}
-        trained = self._fit(hospital, prepared, examples, request, state)
+        held = self._hold(hospital, "train", prepared.task, request)
+        trained = self._fit(hospital, prepared, held, request, state)
         vector = trained.shared - weights
         if "control" in request.arrays:
             rate = _rate(config, int(request.options["server-round"]))
@@ -79,29 +93,26 @@ class Worker:
         arrays, left = wire.encode_with_feedback(config.update, vector, state.get("residual"))
         state.update({} if left is None else {"residual": left})
         statistics["train/loss"] = np.array([trained.loss, trained.steps], np.float64)
-        return Reply(arrays, statistics, num_examples=len(examples))
+        return Reply(arrays, statistics, num_examples=held.rows)
 
-    def _fit(self, hospital: Hospital, prepared: Prepared, examples: Examples, request: Request, state: State) -> training.Trained:
+    def _fit(self, hospital: Hospital, prepared: Prepared, held: Held, request: Request, state: State) -> training.Trained:
+        import tensorflow as tf
+
         config, number = request.config, int(request.options["server-round"])
         proximal = float(request.options.get("proximal", 0.0))
         method = training.method_of(prepared.task, config.training, proximal=proximal > 0, controls="control" in request.arrays)
         generator = np.random.default_rng(seed_for(config.seed, "train", number, hospital.name))
-        rows = training.plan(len(examples), config.training.batch_size, config.training.epochs, generator)
-        fit = self._compiled(prepared, method, examples)
+        rows = training.plan(held.rows, config.training.batch_size, config.training.epochs, generator)
+        draw = np.array([*generator.integers(2**31, size=2), len(rows)], np.int32)
+        pace = np.array([_rate(config, number), proximal], np.float32)
         correction = np.zeros(0, np.float32)
         if method.controls:
             control = request.arrays["control"]
             correction = control - state.setdefault("control", np.zeros_like(control))
-        shared, local, loss = fit(
-            request.arrays["weights"],
-            state.get("local", prepared.local),
-            *_padded(examples, exact=not method.xla),
-            rows,
-            generator.integers(2**31, size=2, dtype=np.int32),
-            np.float32(_rate(config, number)),
-            np.float32(proximal),
-            correction,
-        )
+        begin = tf.constant(request.arrays["weights"]), tf.constant(state.get("local", prepared.local))
+        plan = training.widened(rows) if method.xla else rows
+        fit = self._compiled(prepared, method, held)
+        shared, local, loss = fit(*begin, held.x, held.y, *map(tf.constant, (plan, draw, pace, correction)))
         return training.Trained(shared.numpy(), local.numpy(), float(loss), len(rows))
 
     def _evaluate(self, hospital: Hospital, request: Request, state: State) -> Reply:
@@ -111,33 +122,35 @@ class Worker:
     def _compare(self, hospital: Hospital, request: Request, state: State) -> Reply:
         """Judge two models on the same test patients; each comes with its own preparation."""
         prepared = self._prepare(request.config, request)
-        ours, examples = self._predict(hospital, "test", prepared, request, _kept(request, state))
+        if not rows_of(hospital.test):
+            return Reply()
+        ours, labels = self._predict(hospital, "test", prepared, request, _kept(request, state))
         other = Request(request.run, {"weights": request.arrays["other"]}, _other_options(request.options))
         theirs, _ = self._predict(hospital, "test", self._prepare(request.config, other), other, {})
-        return Reply(statistics=prefixed("compare", prepared.task.objective.compare(examples.y, ours, theirs)))
+        return Reply(statistics=prefixed("compare", prepared.task.objective.compare(labels, ours, theirs)))
 
     def _judge(self, hospital: Hospital, prepared: Prepared, request: Request, state: State) -> dict[str, NDArray[Any]]:
         statistics: dict[str, NDArray[Any]] = {}
         for part in ("test", "validation"):
             if rows_of(_parts(hospital)[part]):
-                predictions, examples = self._predict(hospital, part, prepared, request, state)
-                statistics |= prefixed(part, prepared.task.objective.summarise(examples.y, predictions))
+                predictions, labels = self._predict(hospital, part, prepared, request, state)
+                statistics |= prefixed(part, prepared.task.objective.summarise(labels, predictions))
         return statistics
 
-    def _predict(self, hospital: Hospital, part: str, prepared: Prepared, request: Request, state: State) -> tuple[NDArray[np.float64], Examples]:
-        examples = self._examples(hospital, part, prepared.task, request)
-        key = ("predict", examples.x.dtype.str)
+    def _predict(self, hospital: Hospital, part: str, prepared: Prepared, request: Request, state: State) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+        held = self._hold(hospital, part, prepared.task, request)
+        key = ("predict", held.x.dtype)
         if key not in prepared.functions:
-            prepared.functions[key] = evaluation.compile_predict(prepared.network, examples.x.dtype)
-        local = state.get("local", prepared.local)
-        width = prepared.network.model.output_shape[-1]
-        outputs = evaluation.outputs(prepared.functions[key], request.arrays["weights"], local, examples.x, width)
-        return prepared.task.objective.predict(outputs), examples
+            prepared.functions[key] = evaluation.compile_predict(prepared.network, held.x.dtype)
+        outputs = evaluation.outputs(prepared.functions[key], request.arrays["weights"], state.get("local", prepared.local), held.x)
+        return prepared.task.objective.predict(outputs), held.labels
 
     def _prepare(self, config: RunConfig, request: Request) -> Prepared:
         preparation, local_parts = str(request.options["preparation"]), str(request.options["local-parts"])
         key = (config.task, preparation, local_parts, config.seed)
         if key not in self._prepared:
+            _forget(self._prepared)
+            _forget(self._functions)
             backend.start(self._threads)
             task = task_of(config.task)
             network = networks.build(task, json.loads(preparation), tuple(filter(None, local_parts.split(","))), config.seed)
@@ -150,20 +163,21 @@ class Worker:
             raise UpdateRejected("layout", f"the model sent has {size} shared weights; the task's has {prepared.network.shared.size}")
         return prepared
 
-    def _compiled(self, prepared: Prepared, method: training.Method, examples: Examples) -> Callable[..., Any]:
-        key = (method, examples.x.dtype.str)
+    def _compiled(self, prepared: Prepared, method: training.Method, held: Held) -> Callable[..., Any]:
+        key = (method, held.x.dtype)
         if key not in prepared.functions:
-            prepared.functions[key] = training.compile_fit(prepared.network, prepared.task, method, examples.x.dtype)
+            prepared.functions[key] = training.compile_fit(prepared.network, prepared.task, method, held.x.dtype)
         return prepared.functions[key]
 
-    def _examples(self, hospital: Hospital, part: str, task: Task, request: Request) -> Examples:
+    def _hold(self, hospital: Hospital, part: str, task: Task, request: Request) -> Held:
         """Encode a part of the hospital's rows, once for a preparation."""
         preparation = str(request.options["preparation"])
-        known, examples = self._encoded.get((hospital.name, part), ("", None))
-        if examples is None or known != preparation:
+        known, held = self._held.get((hospital.name, part), ("", None))
+        if held is None or known != preparation:
             examples = task.encode(_parts(hospital)[part], json.loads(preparation))
-            self._encoded[hospital.name, part] = (preparation, examples)
-        return examples
+            held = _held(examples, padded=part == "train" and task.xla)
+            self._held[hospital.name, part] = (preparation, held)
+        return held
 
 
 def _parts(hospital: Hospital) -> dict[str, Records]:
@@ -186,13 +200,20 @@ def _new_control(state: State, control: Vector, delta: Vector, travelled: float)
     return change
 
 
-def _padded(examples: Examples, *, exact: bool) -> tuple[NDArray[Any], NDArray[np.int32]]:
-    """Pad rows to a power of two, since XLA compiles anew for every shape; the plan never names the padding."""
-    if exact:
-        return examples.x, examples.y
-    more = (1 << max(len(examples) - 1, 1).bit_length()) - len(examples)
-    x = np.concatenate([examples.x, np.zeros((more, *examples.x.shape[1:]), examples.x.dtype)])
-    return x, np.concatenate([examples.y, np.zeros(more, np.int32)])
+def _held(examples: Examples, *, padded: bool) -> Held:
+    """Turn encoded rows into tensors, padded to a power of two of rows where XLA may compile for their shape."""
+    import tensorflow as tf
+
+    more = (1 << max(len(examples) - 1, 1).bit_length()) - len(examples) if padded else 0
+    x = np.concatenate([examples.x, np.zeros((more, *examples.x.shape[1:]), examples.x.dtype)]) if more else examples.x
+    labels = np.concatenate([examples.y, np.zeros(more, np.int32)]) if more else examples.y
+    return Held(len(examples), tf.constant(x), tf.constant(labels, tf.int32), examples.y)
+
+
+def _forget(cache: dict[Any, Any]) -> None:
+    """Drop the oldest entry of a full cache: comparators train one model a hospital, which no one asks about again."""
+    while len(cache) >= MOST_MODELS:
+        del cache[next(iter(cache))]
 
 
 def _kept(request: Request, state: State) -> State:

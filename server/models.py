@@ -28,7 +28,7 @@ class Checkpoint:
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; after it returns, this one is on disk, and before it returns, the one before is."""
     buffer = io.BytesIO()
-    facts = np.frombuffer(json.dumps(checkpoint.facts).encode(), np.uint8)
+    facts = np.frombuffer(json.dumps([checkpoint.facts, list(checkpoint.state)]).encode(), np.uint8)
     np.savez(buffer, allow_pickle=False, facts=facts, **{f"state/{name}": array for name, array in checkpoint.state.items()})
     write(path, buffer.getbuffer())
 
@@ -44,10 +44,11 @@ def load(path: Path) -> Checkpoint | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            state = {name.removeprefix("state/"): stored[name] for name in stored.files if name.startswith("state/")}
-            return Checkpoint(state, json.loads(stored["facts"].tobytes()))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+            facts, names = json.loads(arrays.pop("facts").tobytes())
+            return Checkpoint({name: arrays[f"state/{name}"] for name in names}, facts)
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: damaged checkpoint ({type(error).__name__}); delete it to start the run anew") from None
 
 

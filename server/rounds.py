@@ -106,6 +106,7 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
     QuorumError
         When too few hospitals answered in a round and in its retries; the last whole round stays saved.
     """
+    _ = plan.strategy  # a contradiction is refused before anyone is asked
     fleet = _enrol(grid, plan)
     saved = models.load(folder / models.NAME) if folder else None
     preparation = saved.facts["preparation"] if saved else plan.task.fit(fleet.statistics)

@@ -66,7 +66,7 @@ def populate(scenario: Scenario) -> Population:
     Raises
     ------
     ConfigError
-        When the data set serves another task, or the partition leaves a hospital empty.
+        When the data set serves another task or has other classes, or the partition leaves a hospital empty.
     DataError
         When the data set is not here, or damaged.
     """
@@ -75,6 +75,8 @@ def populate(scenario: Scenario) -> Population:
     if dataset.task != task.name:
         raise ConfigError(f"simulation.dataset: {dataset.name!r} serves the task {dataset.task!r}, and the run learns {task.name!r}")
     table = load(dataset)
+    if table.classes != task.classes:
+        raise ConfigError(f"task.classes: {dataset.name!r} has the classes {','.join(table.classes)}, and the run learns {','.join(task.classes)}")
     dealt = partition.deal(table, settings.partition, settings.hospitals, np.random.default_rng(seed_for(seed, "partition")))
     flipped = _flipped(list(dealt), settings.faults.label_flips, seed)
     hospitals = [_hospital(name, dealt[name], table, scenario, flip=name in flipped) for name in sorted(dealt)]

@@ -3,8 +3,9 @@
 A scenario file holds the settings of a run and one more table, ``[simulation]``.
 """
 
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,9 @@ from typing import Annotated, Any, Literal
 from common.config import FRACTION, Range, RunConfig, as_table, dumps, loads, merge, parse
 from common.errors import ConfigError, UsageError, nearest
 from common.tasks import read_run
+from simulations.datasets import dataset_of
+from simulations.datasets.dataset import Dataset
+from simulations.datasets.fetch import absence, is_here
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class SimulationConfig:
     """Where the virtual hospitals and their patients come from."""
 
     dataset: Annotated[str, "name of the data set; see 'fedward data list'"]
+    otherwise: Annotated[str, "data set to take when that one is not on this computer; empty for none"] = ""
     hospitals: Annotated[int, Range(0, 1_000_000), "count of virtual hospitals; 0 for those of the data"] = 0
     partition: Annotated[str, "how patients are dealt to hospitals: KIND or KIND:X"] = "natural"
     test: Annotated[float, Range(0, 0.9, open_low=True), "share of each hospital's patients kept for testing, where the data name none"] = 0.3
@@ -84,7 +89,10 @@ def tables_of(text: str) -> dict[str, Any]:
 
 
 def read(tables: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> Scenario:
-    """Parse a scenario's tables with further settings laid over them; what neither gives, the task's own defaults give.
+    """Parse a scenario's tables with further settings laid over them; what neither gives, the data set and then the task give.
+
+    A data set that is not here is exchanged for the one that ``simulation.otherwise`` names, with a line on stderr: the scenario that is
+    returned names the one that is used. A damaged data set is never exchanged.
 
     Raises
     ------
@@ -95,4 +103,20 @@ def read(tables: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> Sc
     simulation = merged.pop("simulation", None)
     if simulation is None:
         raise ConfigError("simulation: this table is required; it names the data set, for example [simulation] dataset = 'heart'")
-    return Scenario(read_run(merged), parse(SimulationConfig, simulation, "simulation"))
+    settings = parse(SimulationConfig, simulation, "simulation")
+    dataset = _present(settings)
+    if isinstance(merged.get("task"), str):
+        merged["task"] = {"name": merged["task"]}
+    suited = {"task": {"name": dataset.task, **dataset.task_settings}}
+    return Scenario(read_run(merge(suited, merged)), replace(settings, dataset=dataset.name, otherwise=""))
+
+
+def _present(settings: SimulationConfig) -> Dataset:
+    dataset = dataset_of(settings.dataset)
+    if not settings.otherwise:
+        return dataset
+    stand_in = dataset_of(settings.otherwise)
+    if is_here(dataset):
+        return dataset
+    print(f"fedward: {absence(dataset)}; taking {stand_in.name} instead: {stand_in.title}", file=sys.stderr)
+    return stand_in

@@ -2,7 +2,11 @@
 
 import os
 
+from common import flower
+
+# Both count only before the first import of what they keep quiet.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+flower.quiet()
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,17 +16,17 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+from flwr.app import Message
 from pytest_socket import socket_allow_hosts
 
+from client.app import Answer, Seat, plainly
 from client.hospital import Hospital
 from client.worker import Worker
-from common import flower
 from common.config import RunConfig, merge
 from common.tasks import read_run
 from common.tasks.heart import COLUMNS
 from common.tasks.task import Records
 
-flower.quiet()
 # How long an example takes says more about who else is using the machine than about the code.
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
@@ -49,20 +53,8 @@ def patients(rows: int, seed: int) -> Records:
     return records
 
 
-Script = Callable[[Any, Callable[[], Any]], Any]
-"""From a message and the way to its honest answer to the answer that is sent."""
-
-
-@dataclass(frozen=True)
-class Seat:
-    """A hospital's seat whose answers a test may write."""
-
-    worker: Worker
-    hospital: Hospital
-    script: Script = lambda _message, answer: answer()
-
-    def around(self, message: Any, answer: Callable[[], Any]) -> Any:
-        return self.script(message, answer)
+Script = Callable[[Message, Answer], Message]
+"""From a request and the way to its honest answer to the answer that is sent."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +77,7 @@ class Federation:
 
     def seats(self, scripts: dict[str, Script] | None = None) -> list[Seat]:
         scripts = scripts or {}
-        return [
-            Seat(self.worker, hospital, *([scripts[hospital.name]] if hospital.name in scripts else []))
-            for hospital in self.hospitals
-        ]
+        return [Seat(self.worker, hospital, scripts.get(hospital.name, plainly)) for hospital in self.hospitals]
 
     def grid(self, scripts: dict[str, Script] | None = None) -> Any:
         from simulations.engines import grid_of

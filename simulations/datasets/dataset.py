@@ -1,12 +1,13 @@
 """The Dataset: where public data comes from, under which licence, and how it becomes a Table."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.config import Scalar
 from common.tasks.task import Array, Records
 
 
@@ -28,7 +29,7 @@ class File:
 class Table:
     """A data set that was read: ``n`` rows, duplicates removed.
 
-    ``label`` holds class numbers ``(n,)``, which index ``classes``; ``records`` also hold the label under the task's own name.
+    ``label`` holds class numbers ``(n,)``, which index ``classes``; ``records`` also hold the label, in the column ``target``.
     ``patient`` ``(n,)`` says whose row it is: rows of one patient never part. ``hospital`` ``(n,)`` names the hospitals that the data really come
     from, ``test`` ``(n,)`` is the published split; both are None where there is none.
     """
@@ -40,6 +41,7 @@ class Table:
     hospital: Array | None = None
     test: NDArray[np.bool_] | None = None
     duplicates_removed: int = 0
+    target: str = "label"
 
     def __len__(self) -> int:
         return len(self.label)
@@ -49,8 +51,9 @@ class Table:
 class Dataset:
     """A public data set.
 
-    ``task`` names the task it serves, ``rows`` counts what ``read`` returns. ``read`` takes the folder that holds ``files``. A data set without
-    files is shipped with the package, or made by a seeded generator (``synthetic``). ``folder`` is its place in the cache and in a mirror.
+    ``task`` names the task it serves, ``task_settings`` are settings of that task that suit it, such as the names of the classes. ``rows`` counts
+    what ``read`` returns. ``read`` takes the folder that holds ``files``. A data set without files is shipped with the package, or made by a
+    seeded generator (``synthetic``). ``folder`` is its place in the cache and in a mirror.
     """
 
     name: str
@@ -64,4 +67,5 @@ class Dataset:
     folder: str = ""
     files: tuple[File, ...] = ()
     synthetic: bool = False
+    task_settings: Mapping[str, Scalar] = field(default_factory=dict)
     note: str = ""

@@ -67,22 +67,27 @@ def fetch(dataset: Dataset) -> Path:
     if not dataset.files or any(_complete(dataset, mirror) for mirror in mirrors):
         return find(dataset)
     for file in dataset.files:
-        if not _is_known(cache / file.name, file):
-            _download(dataset, file, cache)
-    return cache
+        path = cache / file.name
+        if file.url and not _is_known(path, file):
+            _download(file, cache)
+    return find(dataset)
 
 
-def _download(dataset: Dataset, file: File, folder: Path) -> None:
-    if not file.url:
-        raise DataError(absence(dataset))
+def _download(file: File, folder: Path) -> None:
+    # pooch writes beside the place, compares the checksum, and only then gives the file its name.
     import pooch
 
     try:
         pooch.retrieve(file.url, file.checksums[0], fname=file.name, path=folder)
     except OSError as error:
-        raise Unreachable(
-            f"{file.url}: the download failed ({type(error).__name__}); check the connection and try again"
-        ) from error
+        # What the disk refuses has a number, what the network refuses has none.
+        if error.errno is not None or isinstance(error, PermissionError):
+            raise DataError(
+                f"{folder}: cannot be written to ({type(error).__name__}); name another folder in FEDWARD_DATA"
+            ) from None
+        answer = getattr(error, "response", None)
+        reason = type(error).__name__ if answer is None else f"HTTP {answer.status_code}"
+        raise Unreachable(f"{file.url}: the download failed ({reason}); check the connection and try again") from None
     except ValueError:
         raise DataError(
             f"{file.url}: what arrived has another checksum than was published; nothing was kept, try again"
@@ -100,7 +105,10 @@ def _folders(dataset: Dataset) -> list[Path]:
 
 
 def _complete(dataset: Dataset, folder: Path) -> bool:
-    return all((folder / file.name).is_file() for file in dataset.files)
+    try:
+        return all((folder / file.name).is_file() for file in dataset.files)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be looked into ({error.strerror}); mend its permissions or its name") from None
 
 
 def _is_known(path: Path, file: File) -> bool:
@@ -111,8 +119,11 @@ def _is_known(path: Path, file: File) -> bool:
 
 
 def _digest(path: Path, algorithm: str) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, algorithm).hexdigest()
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, algorithm).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); mend its permissions or copy it again") from None
 
 
 def _verify(dataset: Dataset, path: Path, file: File) -> None:

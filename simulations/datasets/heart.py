@@ -25,7 +25,9 @@ def read(folder: Path) -> Table:
     kept = distinct(list(zip(hospital, *(column.astype(str) for column in records.values()), strict=True)))
     repeated = len(hospital) - len(kept)
     records = take(records, kept)
-    return Table(records, label_of(records), CLASSES, np.arange(len(kept)), hospital[kept], duplicates_removed=repeated)
+    return Table(
+        records, label_of(records), CLASSES, np.arange(len(kept)), hospital[kept], duplicates_removed=repeated, target="num"
+    )
 
 
 def read_all(folder: Path) -> tuple[dict[str, Array], Array]:
@@ -42,7 +44,7 @@ def label_of(records: dict[str, Array]) -> Array:
 
 HEART = Dataset(
     name="heart",
-    title="Heart disease from 13 clinical features, four hospitals",
+    title="Heart disease, 13 features, four hospitals",
     task="heart",
     origin="UCI Machine Learning Repository, heart disease, processed files; doi:10.24432/C52P4X",
     licence="CC BY 4.0",

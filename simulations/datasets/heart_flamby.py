@@ -18,7 +18,8 @@ def read(folder: Path) -> Table:
     kept = np.flatnonzero(~np.isnan(used).any(axis=0))
     records = take(records, kept) | {name: np.full(len(kept), np.nan) for name in ABSENT}
     label = label_of(records)
-    return Table(records, label, CLASSES, np.arange(len(kept)), hospital[kept], published_split(label, hospital[kept]))
+    test = published_split(label, hospital[kept])
+    return Table(records, label, CLASSES, np.arange(len(kept)), hospital[kept], test, target="num")
 
 
 def published_split(label: Array, hospital: Array) -> Array:
@@ -39,7 +40,7 @@ def published_split(label: Array, hospital: Array) -> Array:
 
 HEART_FLAMBY = Dataset(
     name="heart-flamby",
-    title="Heart disease, four hospitals, with FLamby's filter and split",
+    title="Heart disease, FLamby's rows and split",
     task="heart",
     origin="the data set heart; rule of FLamby, fed_heart_disease",
     licence="CC BY 4.0",

@@ -74,7 +74,7 @@ def read(_folder: Path) -> Table:
     rng = np.random.default_rng(SEED)
     names = list(SPECIALTIES)
     labels = [names[number] for number in rng.choice(len(names), ROWS, p=SHARES)]
-    return text_table([_note(label, rng) for label in labels], labels)
+    return text_table([_note(label, rng) for label in labels], labels, names)
 
 
 def _note(specialty: str, rng: Generator) -> str:
@@ -92,12 +92,13 @@ def _sentence(specialty: str, rng: Generator) -> str:
 
 NOTES_SYNTHETIC = Dataset(
     name="notes-synthetic",
-    title="SYNTHETIC clinical notes, four specialties: written by a program, not about patients",
-    task="text",
+    title="SYNTHETIC clinical notes, written by a program",
+    task="notes",
     origin="generator in this package",
     licence="Apache-2.0",
     citation="none: results on it say nothing about patients",
     rows=ROWS,
     read=read,
     synthetic=True,
+    task_settings={"classes": ",".join(SPECIALTIES)},
 )

@@ -61,12 +61,12 @@ def _arrays(path: Path) -> dict[str, Array]:
 
 PNEUMONIA = Dataset(
     name="pneumonia",
-    title="Pneumonia on chest X-rays of children, 28x28 pixels (PneumoniaMNIST)",
+    title="Pneumonia on chest X-rays, 28x28 (PneumoniaMNIST)",
     task="pneumonia",
     origin="MedMNIST v2, from Kermany et al. 2018 (one centre, Guangzhou); doi:10.5281/zenodo.10519652",
     licence="CC BY 4.0",
     citation="Yang et al. 2023, MedMNIST v2, Sci Data 10:41; Kermany et al. 2018, Cell 172:1122-1131",
-    rows=0,
+    rows=5827,
     read=read,
     folder="pneumoniamnist",
     files=(
@@ -81,5 +81,5 @@ PNEUMONIA = Dataset(
             url="https://zenodo.org/records/10519652/files/pneumoniamnist.npz?download=1",
         ),
     ),
-    note="There are no patient numbers: every image counts as a patient.",
+    note="5,856 images as published. There are no patient numbers: every image counts as a patient.",
 )

@@ -54,7 +54,7 @@ def _bumps(centre: Array, radius: Array, power: int) -> Array:
 
 PNEUMONIA_SYNTHETIC = Dataset(
     name="pneumonia-synthetic",
-    title="SYNTHETIC chest images, 28x28 pixels: drawn by a program, not patients",
+    title="SYNTHETIC chest images, 28x28, drawn by a program",
     task="pneumonia",
     origin="generator in this package",
     licence="Apache-2.0",

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import zlib
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     try:
         with opener(path, "rt", encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
-    except (OSError, EOFError, ValueError, csv.Error) as error:
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         raise DataError(
             f"{path.name}: cannot be read as CSV text ({type(error).__name__}); delete it and get it again"
         ) from None
@@ -64,12 +65,15 @@ def distinct(keys: Sequence[Hashable]) -> NDArray[np.int64]:
     return np.fromiter(first.values(), np.int64, len(first))
 
 
-def text_table(texts: Sequence[str], labels: Sequence[str], smallest_class: int = 1) -> Table:
-    """Drop repeated texts, then classes of fewer than ``smallest_class`` texts. Every text counts as a patient."""
+def text_table(texts: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> Table:
+    """Drop repeated texts, then those of other classes. Every text counts as a patient.
+
+    >>> table = text_table(["fever", "cough", "fever", "rash"], ["a", "b", "b", "c"], ("a", "b"))
+    >>> table.records["text"].tolist(), table.label.tolist(), table.duplicates_removed
+    (['fever', 'cough'], [0, 1], 1)
+    """
     kept = distinct(texts)
-    names, counts = np.unique(np.asarray(labels)[kept], return_counts=True)
-    classes = {str(name): number for number, name in enumerate(names[counts >= smallest_class])}
     rows = [row for row in kept.tolist() if labels[row] in classes]
-    label = np.array([classes[labels[row]] for row in rows], np.int64)
+    label = np.array([classes.index(labels[row]) for row in rows], np.int64)
     records = {"text": np.array([texts[row] for row in rows], object), "label": label}
     return Table(records, label, tuple(classes), np.arange(len(rows)), duplicates_removed=len(texts) - len(kept))

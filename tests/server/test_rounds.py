@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import messages, wire
+from common.config import Choice
 from common.errors import ConfigError, QuorumError
-from common.network import initial, seed_for
-from common.tasks import task_of
+from common.network import initial
+from common.tasks import read_run, task_of
 from common.tasks.heart import expand
 from server import models, rounds
 from server.records import RoundRecord, sha256
@@ -198,7 +199,7 @@ class TestBadUpdates:
 
     @given(st.dictionaries(st.sampled_from(["confusion", "calibration", "losses"]), st.integers(0, 2**32), min_size=1))
     def test_statistics_that_contradict_themselves_stop_nothing(self, seeds):
-        task = task_of(HEART)
+        task = task_of(Choice("heart"))
         judged = dict(task.objective.summarise(np.array([0, 1, 1], np.int32), np.array([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]])))
         for name, seed in seeds.items():
             draw = np.random.default_rng(seed)
@@ -208,9 +209,6 @@ class TestBadUpdates:
             known = [number for number in task.objective.values(judged).values() if number is not None]
         assert all(math.isfinite(number) for number in known)
         json.dumps([results.pooled, results.hospitals, results.curves], allow_nan=False)
-
-
-HEART = __import__("common.config", fromlist=["Choice"]).Choice("heart")
 
 
 def goes_to(grid, message, name):
@@ -263,8 +261,6 @@ class TestOrder:
         assert [record.metrics for record in outcome.rounds] == [record.metrics for record in honest.rounds]
 
     def test_nodes_in_any_order_give_the_same_bits(self, federation, honest):
-        from dataclasses import replace
-
         turned = replace(federation, hospitals=federation.hospitals[::-1])
         assert sha256(turned.run(LIMITS).model.weights) == sha256(honest.model.weights)
 
@@ -315,8 +311,8 @@ class TestQuorum:
 
     def test_a_strategy_gets_the_updates_it_needs(self, federation):
         scripts = {name: self.broken(9) for name in ("north", "west")}
-        with pytest.raises(QuorumError, match=r"round 2: 2 of 4"):
-            federation.run({"strategy": {"name": "krum", "malicious": 1}, "limits": {"quorum": 0.1}}, scripts)
+        with pytest.raises(QuorumError, match=r"round 2: 2 of 4 .* 3 are needed"):
+            federation.run({"strategy": {"name": "krum", "byzantine": 0}, "limits": {"quorum": 0.1}}, scripts)
 
 
 class TestEnrolment:
@@ -413,12 +409,9 @@ class TestOracle:
 
 class TestSelection:
     def coordinator(self, settings, count=10):
-        from server.rounds import Coordinator, Fleet, Plan
-        from common.tasks import read_run
-
         config = read_run({"task": "heart", **settings})
         names = [f"h{number}" for number in range(count)]
-        return Coordinator(None, Plan(config), Fleet(dict.fromkeys(names, 0), [], {}), "")
+        return rounds.Coordinator(None, rounds.Plan(config), rounds.Fleet(dict.fromkeys(names, 0), [], {}), "")
 
     def draws(self, seed, **selection):
         coordinator = self.coordinator({"seed": seed, "selection": selection})
@@ -489,9 +482,9 @@ class TestStopping:
         assert sha256(outcome.model.weights) == sha256(federation.run({**self.SETTINGS, "rounds": 2}).model.weights)
 
     def test_a_fall_below_min_delta_is_no_gain(self, federation):
-        settings = {**self.SETTINGS, "stopping": {"patience": 2, "min_delta": 1.5}}
+        settings = {**self.SETTINGS, "stopping": {"patience": 2, "min_delta": 2.5}}
         outcome = federation.run(settings, self.told(federation))
-        assert len(outcome.rounds) == 4  # 5, 4 (no gain), 3 (a gain of 2), ...
+        assert len(outcome.rounds) == 3  # neither 4 nor 3 is far enough below 5
 
     def test_rounds_that_judge_nothing_do_not_stop_it(self, federation):
         settings = {**self.SETTINGS, "evaluation": {"validation": 0.2, "every": 4}, "stopping": {"patience": 3}}
@@ -505,8 +498,11 @@ class TestStopping:
 
 class TestSettings:
     def test_a_part_that_the_model_does_not_have_is_refused_before_anyone_is_asked(self, federation):
+        asked = []
+        scripts = {"east": lambda message, answer: asked.append(message) or answer()}
         with pytest.raises(ConfigError, match=r"'fedbn' keeps the part 'normalisation' .* its parts: head, intercept"):
-            federation.run({"strategy": "fedbn"})
+            federation.run({"strategy": "fedbn"}, scripts)
+        assert not asked
 
     def test_evaluation_every_so_many_rounds(self, federation):
         outcome = federation.run({"rounds": 4, "evaluation": {"every": 3}})
@@ -518,7 +514,3 @@ class TestSettings:
     def test_records_survive_json(self, honest):
         for record in honest.rounds:
             assert RoundRecord.from_facts(json.loads(json.dumps(asdict(record)))) == record
-
-    def test_training_draws_do_not_depend_on_who_else_takes_part(self, federation):
-        seeds = {str(seed_for(1, "train", number, name).entropy) for number in (1, 2) for name in ("east", "north")}
-        assert len(seeds) == 4
