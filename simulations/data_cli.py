@@ -103,7 +103,9 @@ def contents(table: "Table") -> dict[str, Any]:
     facts: dict[str, Any] = {
         "rows": len(table),
         "duplicates_removed": table.duplicates_removed,
-        "classes": dict(zip(table.classes, np.bincount(table.label, minlength=len(table.classes)).tolist(), strict=True)),
+        "classes": dict(
+            zip(table.classes, np.bincount(table.label, minlength=len(table.classes)).tolist(), strict=True)
+        ),
         "hospitals": None,
         "split": None,
     }
@@ -120,23 +122,15 @@ def _print_json(value: Any) -> None:
 
 
 def _print_list(found: list[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("name", "title", box=box.SIMPLE_HEAD)
-    for heading in ("rows", "size"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("here")
-    table.add_column("licence")
+    wide = max(len(facts["name"]) for facts in found)
     for facts in found:
-        table.add_row(facts["name"], facts["title"], str(facts["rows"]), _size(facts), _where(facts), facts["licence"])
-    Console().print(table)
+        print(f"{facts['name']:{wide}}  {facts['rows']:>5} rows  {_size(facts):>7}  {_where(facts):9}  {facts['licence']}")
+        print(f"    {facts['title']}")
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
-    words = {**facts, "size": _size(facts), "here": _where(facts)}
-    for name in ("title", "task", "here", "size", "rows", "duplicates_removed", "classes", "hospitals", "split"):
+    words = {**facts, "size": _size(facts), "where": _where(facts)}
+    for name in ("title", "task", "where", "size", "rows", "duplicates_removed", "classes", "hospitals", "split"):
         if name in words:
             print(f"{name.replace('_', ' ')}: {_in_words(words[name])}")
     for name in ("origin", "licence", "citation", "note"):
@@ -157,4 +151,4 @@ def _size(facts: dict[str, Any]) -> str:
 def _where(facts: dict[str, Any]) -> str:
     if facts["synthetic"]:
         return "SYNTHETIC"
-    return "yes" if facts["here"] else "no"
+    return "here" if facts["here"] else "not here"

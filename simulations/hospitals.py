@@ -14,8 +14,9 @@ from common import messages, wire
 from common.errors import ConfigError
 from common.network import seed_for
 from common.tasks import task_of
-from common.tasks.task import Array, Records, take
-from simulations import partition, scenario as scenarios
+from common.tasks.task import Array, take
+from simulations import partition
+from simulations import scenario as scenarios
 from simulations.datasets import dataset_of
 from simulations.datasets.dataset import Dataset, Table
 from simulations.datasets.fetch import load

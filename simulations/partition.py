@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from common.config import Range
 from common.errors import ConfigError, nearest
-from common.tasks.task import Array, Records
+from common.tasks.task import Array
 from simulations.datasets.dataset import Table
 
 Numbers = NDArray[np.int64]
@@ -23,7 +23,7 @@ ATTEMPTS = 100
 
 @dataclass(frozen=True)
 class Facts:
-    """What a partitioner may look at: every patient's class ``(n,)``, and one number a patient that says what their data look like."""
+    """What a partitioner may look at: the class of every patient's first row ``(n,)``, and one number a patient that says what their data look like."""
 
     label: Numbers
     feature: NDArray[np.float64]
@@ -34,12 +34,13 @@ Deal = Callable[[Facts, int, float, np.random.Generator], Numbers]
 
 @dataclass(frozen=True)
 class Partitioner:
-    """A way to deal, and what its ``x`` means, with its limits and default."""
+    """A way to deal, and what its ``x`` means, with its limits and default; ``limits`` of None: it takes no x."""
 
     deal: Deal
-    meaning: str
-    limits: Range
-    default: float
+    meaning: str = ""
+    limits: Range | None = None
+    default: float = 0.0
+    whole: bool = False
 
 
 def iid(facts: Facts, hospitals: int, _x: float, generator: np.random.Generator) -> Numbers:
@@ -59,21 +60,20 @@ def quantity(facts: Facts, hospitals: int, x: float, generator: np.random.Genera
 
 def pathological(facts: Facts, hospitals: int, x: float, generator: np.random.Generator) -> Numbers:
     """Give each hospital at most ``x`` classes, by dealing ``x`` shards of the patients sorted by class (McMahan et al. 2017, section 3)."""
-    per_hospital = int(x)
     classes = np.unique(facts.label)
+    per_hospital = min(int(x), len(classes))
     shards = np.array_split(np.arange(hospitals * per_hospital), len(classes))
     owner = np.tile(np.arange(hospitals), per_hospital)
     owner = np.concatenate([generator.permutation(part) for part in np.split(owner, per_hospital)])
     dealt = np.zeros(len(facts.label), np.int64)
+    if len(shards[-1]) == 0:
+        raise ConfigError(
+            f"simulation.partition: {hospitals} hospitals of {per_hospital} classes leave no place for all {len(classes)} classes; "
+            "take more hospitals or a larger x"
+        )
     for number, own in zip(classes, shards, strict=True):
         patients = generator.permutation(np.flatnonzero(facts.label == number))
-        if len(own) == 0:
-            raise ConfigError(
-                f"simulation.partition: {hospitals} hospitals of {per_hospital} classes leave no place for all {len(classes)} classes; "
-                "take more hospitals or a larger x"
-            )
-        for shard, chosen in zip(own, np.array_split(patients, len(own)), strict=True):
-            dealt[chosen] = owner[shard]
+        dealt[patients] = owner[own[np.arange(len(patients)) * len(own) // len(patients)]]
     return dealt
 
 
@@ -87,11 +87,12 @@ def feature(facts: Facts, hospitals: int, x: float, generator: np.random.Generat
     return dealt
 
 
+CONCENTRATION = Range(1e-6, 1e6)
 PARTITIONERS: dict[str, Partitioner] = {
-    "iid": Partitioner(iid, "x has no meaning", Range(), 0.0),
-    "dirichlet": Partitioner(dirichlet, "concentration over classes; small is skewed", Range(0, 1e6, open_low=True), 0.5),
-    "quantity": Partitioner(quantity, "concentration over sizes; small is skewed", Range(0, 1e6, open_low=True), 1.0),
-    "pathological": Partitioner(pathological, "classes of a hospital", Range(1, 1000), 2.0),
+    "iid": Partitioner(iid),
+    "dirichlet": Partitioner(dirichlet, "concentration over classes; small is skewed", CONCENTRATION, 0.5),
+    "quantity": Partitioner(quantity, "concentration over sizes; small is skewed", CONCENTRATION, 1.0),
+    "pathological": Partitioner(pathological, "classes of a hospital", Range(1, 1000), 2.0, whole=True),
     "feature": Partitioner(feature, "share that is mixed; 0 is sorted", Range(0, 1), 0.1),
 }
 NATURAL = "natural"
@@ -108,12 +109,13 @@ def deal(table: Table, spec: str, hospitals: int, generator: np.random.Generator
         For an unknown kind, an ``x`` out of range, or a hospital with fewer than two training rows.
     """
     kind, _, x = spec.partition(":")
-    dealt = _natural(table, spec, hospitals) if kind == NATURAL else _artificial(table, kind, x, hospitals, generator)
-    small = min(dealt, key=lambda name: _training(table, dealt[name]))
-    if _training(table, dealt[small]) < MINIMUM:
+    dealt = _natural(table, x, hospitals) if kind == NATURAL else _artificial(table, kind, x, hospitals, generator)
+    training = np.ones(len(table), bool) if table.test is None else ~table.test
+    small = min(dealt, key=lambda name: np.count_nonzero(training[dealt[name]]))
+    if np.count_nonzero(training[dealt[small]]) < MINIMUM:
         raise ConfigError(
-            f"simulation.partition: {spec!r} over {len(dealt)} hospitals leaves {small!r} with fewer than {MINIMUM} training patients; "
-            "take fewer hospitals, or a larger x"
+            f"simulation.partition: {spec!r} over {len(dealt)} hospitals leaves {small!r} with fewer than {MINIMUM} training rows; "
+            "take fewer hospitals or a more even partition, for example --partition iid"
         )
     return dealt
 
@@ -121,27 +123,28 @@ def deal(table: Table, spec: str, hospitals: int, generator: np.random.Generator
 def split(label: Array, patient: Array, share: float, generator: np.random.Generator) -> NDArray[np.bool_]:
     """Draw ``share`` of the patients, class by class as far as that goes; return True for their rows. Some rows always remain."""
     _, first, inverse = np.unique(patient, return_index=True, return_inverse=True)
-    classes = label[first]
-    drawn = np.zeros(len(first), bool)
-    rank = np.empty(len(first), np.int64)
     # Patients in random order, class by class; every so many-th is drawn, so that each class gives its share, to rounding.
     order = generator.permutation(len(first))
-    rank[order[np.argsort(classes[order], kind="stable")]] = np.arange(len(first))
-    count = min(round(share * len(first)), len(first) - 1)
-    edges = np.floor((np.arange(len(first) + 1)) * count / max(len(first), 1) + 0.5)
-    drawn = np.diff(edges)[rank] > 0
+    order = order[np.argsort(label[first][order], kind="stable")]
+    count = max(min(round(share * len(first)), len(first) - 1), 0)
+    drawn = np.zeros(len(first), bool)
+    drawn[order] = np.diff(np.floor(np.arange(len(first) + 1) * count / max(len(first), 1) + 0.5)) > 0
     chosen: NDArray[np.bool_] = drawn[inverse]
     return chosen
 
 
-def _natural(table: Table, spec: str, hospitals: int) -> dict[str, Numbers]:
-    if spec != NATURAL:
-        raise ConfigError(f"simulation.partition: {spec!r}: {NATURAL!r} takes no x")
+def _natural(table: Table, x: str, hospitals: int) -> dict[str, Numbers]:
+    if x:
+        raise ConfigError(f"simulation.partition: {NATURAL!r} takes no x, got {x!r}")
     if table.hospital is None:
-        raise ConfigError(f"simulation.partition: this data set names no hospitals of its own; choose {', '.join(PARTITIONERS)}")
+        raise ConfigError(
+            f"simulation.partition: this data set names no hospitals of its own; choose {', '.join(PARTITIONERS)}"
+        )
     names, inverse = np.unique(table.hospital, return_inverse=True)
     if hospitals not in (0, len(names)):
-        raise ConfigError(f"simulation.hospitals: the data come from {len(names)} hospitals, not {hospitals}; leave it out, or choose --partition iid")
+        raise ConfigError(
+            f"simulation.hospitals: the data come from {len(names)} hospitals, not {hospitals}; leave it out, or choose --partition iid"
+        )
     return {str(name): np.flatnonzero(inverse == number) for number, name in enumerate(names)}
 
 
@@ -153,24 +156,31 @@ def _artificial(table: Table, kind: str, x: str, hospitals: int, generator: np.r
     partitioner = PARTITIONERS[kind]
     value = _number(partitioner, kind, x)
     _, first, inverse = np.unique(table.patient, return_index=True, return_inverse=True)
-    facts = Facts(table.label[first], _feature(table.records)[first] if kind == "feature" else np.zeros(len(first)))
-    names = [f"hospital-{number:0{len(str(hospitals))}d}" for number in range(1, hospitals + 1)]
+    facts = Facts(table.label[first], _feature(table)[first] if kind == "feature" else np.zeros(len(first)))
+    training = None if table.test is None else ~table.test
     for _ in range(ATTEMPTS):
         owner = partitioner.deal(facts, hospitals, value, generator)[inverse]
-        order = np.argsort(owner, kind="stable")
-        parts = np.split(order, np.searchsorted(owner[order], np.arange(1, hospitals)))
-        if min(_training(table, part) for part in parts) >= MINIMUM:
+        if np.bincount(owner, training, hospitals).min() >= MINIMUM:
             break
-    return dict(zip(names, parts, strict=True))
+    order = np.argsort(owner, kind="stable")
+    parts = np.split(order, np.searchsorted(owner[order], np.arange(1, hospitals)))
+    return {f"hospital-{number:0{len(str(hospitals))}d}": part for number, part in enumerate(parts, 1)}
 
 
 def _number(partitioner: Partitioner, kind: str, text: str) -> float:
+    if not text:
+        return partitioner.default
+    if partitioner.limits is None:
+        raise ConfigError(f"simulation.partition: {kind!r} takes no x, got {text!r}")
     try:
-        value = float(text) if text else partitioner.default
+        value = float(text)
     except ValueError:
         value = float("nan")
-    if value not in partitioner.limits:
-        raise ConfigError(f"simulation.partition: '{kind}:{text}': expected a number {partitioner.limits} ({partitioner.meaning})")
+    if value not in partitioner.limits or (partitioner.whole and value != int(value)):
+        number = "a whole number" if partitioner.whole else "a number"
+        raise ConfigError(
+            f"simulation.partition: '{kind}:{text}': expected {number} {partitioner.limits} ({partitioner.meaning})"
+        )
     return value
 
 
@@ -179,29 +189,30 @@ def _by_shares(groups: Numbers, hospitals: int, x: float, generator: np.random.G
     for group in np.unique(groups):
         patients = generator.permutation(np.flatnonzero(groups == group))
         ends = np.cumsum(_dirichlet(hospitals, x, generator)) * len(patients)
-        dealt[patients] = np.searchsorted(ends[:-1], np.arange(len(patients)), side="right")
+        # The common random start makes every hospital's expected count its share, so that a small class doesn't go to the first hospitals.
+        places = np.arange(len(patients)) + generator.random()
+        dealt[patients] = np.searchsorted(ends[:-1], places, side="right")
     return dealt
 
 
 def _dirichlet(count: int, x: float, generator: np.random.Generator) -> NDArray[np.float64]:
     """Draw shares; in logarithms, so that a small concentration gives one hospital everything and not a division of nothing by nothing."""
-    logarithms = np.log(generator.gamma(x + 1.0, size=count)) + np.log(generator.random(count)) / x
+    logarithms = np.log(generator.gamma(x + 1.0, size=count)) + np.log1p(-generator.random(count)) / x
     shares = np.exp(logarithms - logarithms.max())
     return np.asarray(shares / shares.sum())
 
 
-def _training(table: Table, rows: Numbers) -> int:
-    return len(rows) if table.test is None else int((~table.test[rows]).sum())
-
-
-def _feature(records: Records) -> NDArray[np.float64]:
+def _feature(table: Table) -> NDArray[np.float64]:
     """Return one number a row: the mean brightness of an image, the length of a text, or the first principal component of a table's numbers."""
-    for column in records.values():
+    columns = [column for name, column in table.records.items() if name != table.target]
+    for column in columns:
         if column.ndim > 1:
             return np.asarray(column.reshape(len(column), -1).mean(axis=1), np.float64)
-        if column.dtype.kind in "OU" and all(isinstance(text, str) for text in column):
+        if column.dtype.kind in "OU":
             return np.array([len(text) for text in column], np.float64)
-    numbers = np.stack([column for column in records.values() if column.dtype.kind in "fiu"], axis=1).astype(np.float64)
-    centred = np.nan_to_num(numbers - np.nanmean(numbers, axis=0))
+    numbers = np.ma.masked_invalid(np.stack(columns, axis=1).astype(np.float64))
+    centred = (numbers - numbers.mean(axis=0)).filled(0.0)
     scaled = centred / np.maximum(centred.std(axis=0), 1e-12)
-    return np.asarray(scaled @ np.linalg.svd(scaled, full_matrices=False)[2][0])
+    axis = np.linalg.svd(scaled, full_matrices=False)[2][0]
+    # An axis has two directions; which of them the library returns is its own affair.
+    return np.asarray(scaled @ axis * np.sign(axis[np.argmax(np.abs(axis))]))

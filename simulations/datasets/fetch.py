@@ -108,7 +108,9 @@ def _complete(dataset: Dataset, folder: Path) -> bool:
     try:
         return all((folder / file.name).is_file() for file in dataset.files)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be looked into ({error.strerror}); mend its permissions or its name") from None
+        raise DataError(
+            f"{folder}: cannot be looked into ({error.strerror}); mend its permissions or its name"
+        ) from None
 
 
 def _is_known(path: Path, file: File) -> bool:

@@ -26,7 +26,13 @@ def read(folder: Path) -> Table:
     repeated = len(hospital) - len(kept)
     records = take(records, kept)
     return Table(
-        records, label_of(records), CLASSES, np.arange(len(kept)), hospital[kept], duplicates_removed=repeated, target="num"
+        records,
+        label_of(records),
+        CLASSES,
+        np.arange(len(kept)),
+        hospital[kept],
+        duplicates_removed=repeated,
+        target="num",
     )
 
 
