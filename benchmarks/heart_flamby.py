@@ -31,7 +31,7 @@ from simulations.scenario import Scenario
 
 # FLamby (du Terrail et al. 2022), results_benchmark_fed_heart_disease, seeds 42 to 46: pooled test / mean of hospitals.
 PUBLISHED = {"FLamby, centralised": (0.795, 0.735), "FLamby, FedAvg": (0.748, 0.685), "FLamby, best federated": (0.785, 0.731)}
-CHOICES = (("training.batch_size=16", "training.batch_size=64"), ("training.weight_decay=0.03", "training.weight_decay=0.1"))
+CHOICES = (("training.learning_rate=0.03", "training.learning_rate=0.1", "training.learning_rate=0.3"), ("training.epochs=1", "training.epochs=2"))
 FOLDS = 5
 
 

@@ -59,7 +59,7 @@ def test_every_partitioner_is_under_contract():
 
 
 @pytest.mark.parametrize("kind", PARTITIONERS)
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data(), table=tables, hospitals=st.integers(1, 12), seed=st.integers(0, 2**32))
 def test_a_partition_deals_every_row_once_and_parts_no_patient(kind, data, table, hospitals, seed):
     spec = data.draw(st.sampled_from(SPECS[kind]))
@@ -111,10 +111,10 @@ def test_a_small_concentration_skews_classes_more_than_a_large_one():
 
 @pytest.mark.parametrize("x", [0.05, 0.5, 5.0])
 def test_shares_have_the_moments_of_the_dirichlet_distribution(x):
-    draws = np.array([partition._dirichlet(4, x, draw) for draw in [generator(3)] for _ in range(20_000)])
+    draws = np.array([partition._dirichlet(4, x, draw) for draw in [generator(3)] for _ in range(8_000)])
     assert np.allclose(draws.sum(axis=1), 1)
     assert np.allclose(draws.mean(axis=0), 1 / 4, atol=0.015)
-    assert np.allclose(draws.var(axis=0), (1 / 4) * (3 / 4) / (4 * x + 1), rtol=0.06)
+    assert np.allclose(draws.var(axis=0), (1 / 4) * (3 / 4) / (4 * x + 1), rtol=0.08)
 
 
 def test_the_smallest_concentration_gives_one_hospital_everything():
@@ -191,7 +191,7 @@ def test_feature_sorts_tables_by_their_first_component_and_never_by_the_label():
         return deal(table, "feature:0", 4, generator())
 
     parts = [common[rows].mean() for rows in dealt(label).values()]
-    assert parts == sorted(parts, reverse=parts[0] > parts[-1])
+    assert parts == sorted(parts, reverse=bool(parts[0] > parts[-1]))
     assert np.ptp(parts) > 2  # of a standard deviation of 1
     assert all(np.array_equal(a, b) for a, b in zip(dealt(label).values(), dealt(1 - label).values(), strict=True))
 
@@ -208,19 +208,17 @@ def test_quantity_changes_sizes_and_leaves_label_shares_alike():
     assert max(even) < 1.02 * min(even)
 
 
-@pytest.mark.parametrize("spec", ["iid", "feature:0.1", "pathological:2", "quantity:50", "dirichlet:0.5"])
+@pytest.mark.parametrize("spec", ["iid", "feature:0.1", "pathological:2", "quantity:50", "dirichlet:1000"])
 def test_ten_thousand_hospitals_take_seconds(spec):
+    # By class, six patients a hospital would leave some hospital with none.
+    hospitals = 2_000 if spec.startswith("dirichlet") else 10_000
     draw = generator(9)
     label = draw.integers(0, 10, 60_000)
     images = draw.integers(0, 256, (60_000, 4, 4)).astype(np.uint8)
     table = Table({"image": images, "label": label}, label, tuple("abcdefghij"), np.arange(60_000))
     begun = time.process_time()
-    if spec == "dirichlet:0.5":  # six patients a hospital: some always get none, and every attempt is made
-        with pytest.raises(ConfigError, match="take fewer hospitals"):
-            deal(table, spec, 10_000, generator())
-    else:
-        assert len(deal(table, spec, 10_000, generator())) == 10_000
-    assert time.process_time() - begun < 10
+    assert len(deal(table, spec, hospitals, generator())) == hospitals
+    assert time.process_time() - begun < 5
 
 
 def test_natural_takes_the_hospitals_of_the_data():
@@ -268,7 +266,7 @@ def test_the_help_names_every_kind(capsys):
     assert all(kind in words for kind in [NATURAL, *PARTITIONERS])
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     patients=st.integers(1, 80),
     classes=st.integers(1, 5),
