@@ -73,7 +73,13 @@ def dataset(work: Work) -> Dataset:
     rows = sum(work.rows_of(number) + TESTED for number in range(work.hospitals))
     named = {"origin": "generator", "licence": "none", "citation": "none"}
     return Dataset(
-        f"benchmark-{work.name}", work.title, work.task, rows=rows, read=lambda _folder: table(work), synthetic=True, **named
+        f"benchmark-{work.name}",
+        work.title,
+        work.task,
+        rows=rows,
+        read=lambda _folder: table(work),
+        synthetic=True,
+        **named,
     )
 
 

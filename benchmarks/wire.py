@@ -14,11 +14,11 @@ from common import flower
 
 flower.quiet()
 
-import numpy as np  # noqa: E402
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict  # noqa: E402
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from common.config import UpdateConfig  # noqa: E402
-from common.wire import CODECS, Codec, from_record, to_array, to_record  # noqa: E402
+from common.config import UpdateConfig
+from common.wire import CODECS, Codec, from_record, to_array, to_record
 
 HOSPITALS = 4
 EMPTY_ROUND_LIMIT_MS = 2.0

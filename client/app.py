@@ -68,7 +68,7 @@ def _answer(seat: Seat, message: Message, context: Context) -> Message:
         _log.warning("request refused: %s", error)
         code = error.code if isinstance(error, UpdateRejected) else type(error).__name__
         return Message(Error(REFUSED, code), reply_to=message)
-    except Exception:  # the border: whatever went wrong here, its text may hold a patient's value and must not travel
+    except Exception:  # noqa: BLE001 - the border: whatever went wrong here, its text may hold a patient's value and must not travel
         _log.exception("request failed")
         return Message(Error(FAILED, "failed"), reply_to=message)
 

@@ -93,7 +93,9 @@ def compile_fit(network: Network, task: Task, method: Method, dtype: Any) -> Cal
         tf.TensorSpec([2], tf.float32),
         tf.TensorSpec([None], tf.float32),
     ]
-    graph = tf.function(_Epochs(network, task, method).run, input_signature=signature, jit_compile=method.xla, autograph=False)
+    graph = tf.function(
+        _Epochs(network, task, method).run, input_signature=signature, jit_compile=method.xla, autograph=False
+    )
     # The concrete function skips TensorFlow's matching of arguments to traces, which costs more than a small model's epoch.
     return graph.get_concrete_function()  # type: ignore[no-any-return]
 
@@ -129,7 +131,11 @@ class _Epochs:
             kinds = {True: iter(moved), False: iter(fixed)}
             return index + 1, [next(kinds[moves]) for moves in self.moves], slots, losses + loss
 
-        slots = [tf.zeros_like(w) for _ in range(OPTIMIZERS[method.optimizer].slots) for w in _pick(start, self.moves, kind=True)]
+        slots = [
+            tf.zeros_like(w)
+            for _ in range(OPTIMIZERS[method.optimizer].slots)
+            for w in _pick(start, self.moves, kind=True)
+        ]
         begin = (tf.constant(0), start, slots, tf.constant(0.0))
         _, weights, _, losses = tf.while_loop(lambda index, *_: index < steps, step, begin)
         ours, theirs = network.divide(list(weights))
@@ -190,16 +196,22 @@ class Optimizer:
     step: Callable[..., tuple[list[Any], list[Any]]]
 
 
-def _sgd(weights: list[Any], gradients: list[Any], slots: list[Any], rate: Any, _index: Any, _momentum: float) -> tuple[list[Any], list[Any]]:
+def _sgd(
+    weights: list[Any], gradients: list[Any], slots: list[Any], rate: Any, _index: Any, _momentum: float
+) -> tuple[list[Any], list[Any]]:
     return [w - rate * g for w, g in zip(weights, gradients, strict=True)], slots
 
 
-def _momentum(weights: list[Any], gradients: list[Any], slots: list[Any], rate: Any, _index: Any, momentum: float) -> tuple[list[Any], list[Any]]:
+def _momentum(
+    weights: list[Any], gradients: list[Any], slots: list[Any], rate: Any, _index: Any, momentum: float
+) -> tuple[list[Any], list[Any]]:
     slots = [momentum * v + g for v, g in zip(slots, gradients, strict=True)]
     return [w - rate * v for w, v in zip(weights, slots, strict=True)], slots
 
 
-def _adam(weights: list[Any], gradients: list[Any], slots: list[Any], rate: Any, index: Any, _momentum: float) -> tuple[list[Any], list[Any]]:
+def _adam(
+    weights: list[Any], gradients: list[Any], slots: list[Any], rate: Any, index: Any, _momentum: float
+) -> tuple[list[Any], list[Any]]:
     """Kingma and Ba 2015, algorithm 1, in the form of the end of section 2."""
     import tensorflow as tf
 

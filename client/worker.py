@@ -21,7 +21,6 @@ from common.errors import UpdateRejected
 from common.layout import Vector
 from common.messages import COMPARE, EVALUATE, STATISTICS, TRAIN, Reply, Request, prefixed
 from common.network import Network, seed_for
-from common.statistics import Statistics
 from common.tasks import task_of
 from common.tasks.task import Examples, Records, Task, rows_of
 
@@ -88,19 +87,25 @@ class Worker:
         vector = trained.shared - weights
         if "control" in request.arrays:
             rate = _rate(config, int(request.options["server-round"]))
-            vector = np.concatenate([vector, _new_control(state, request.arrays["control"], vector, trained.steps * rate)])
+            vector = np.concatenate(
+                [vector, _new_control(state, request.arrays["control"], vector, trained.steps * rate)]
+            )
         state.update({"local": trained.local} if trained.local.size else {})
         arrays, left = wire.encode_with_feedback(config.update, vector, state.get("residual"))
         state.update({} if left is None else {"residual": left})
         statistics["train/loss"] = np.array([trained.loss, trained.steps], np.float64)
         return Reply(arrays, statistics, num_examples=held.rows)
 
-    def _fit(self, hospital: Hospital, prepared: Prepared, held: Held, request: Request, state: State) -> training.Trained:
+    def _fit(
+        self, hospital: Hospital, prepared: Prepared, held: Held, request: Request, state: State
+    ) -> training.Trained:
         import tensorflow as tf
 
         config, number = request.config, int(request.options["server-round"])
         proximal = float(request.options.get("proximal", 0.0))
-        method = training.method_of(prepared.task, config.training, proximal=proximal > 0, controls="control" in request.arrays)
+        method = training.method_of(
+            prepared.task, config.training, proximal=proximal > 0, controls="control" in request.arrays
+        )
         generator = np.random.default_rng(seed_for(config.seed, "train", number, hospital.name))
         rows = training.plan(held.rows, config.training.batch_size, config.training.epochs, generator)
         draw = np.array([*generator.integers(2**31, size=2), len(rows)], np.int32)
@@ -117,7 +122,10 @@ class Worker:
 
     def _evaluate(self, hospital: Hospital, request: Request, state: State) -> Reply:
         prepared = self._prepare(request.config, request)
-        return Reply(statistics=self._judge(hospital, prepared, request, _kept(request, state)), num_examples=rows_of(hospital.test))
+        return Reply(
+            statistics=self._judge(hospital, prepared, request, _kept(request, state)),
+            num_examples=rows_of(hospital.test),
+        )
 
     def _compare(self, hospital: Hospital, request: Request, state: State) -> Reply:
         """Judge two models on the same test patients; each comes with its own preparation."""
@@ -137,12 +145,16 @@ class Worker:
                 statistics |= prefixed(part, prepared.task.objective.summarise(labels, predictions))
         return statistics
 
-    def _predict(self, hospital: Hospital, part: str, prepared: Prepared, request: Request, state: State) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    def _predict(
+        self, hospital: Hospital, part: str, prepared: Prepared, request: Request, state: State
+    ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         held = self._hold(hospital, part, prepared.task, request)
         key = ("predict", held.x.dtype)
         if key not in prepared.functions:
             prepared.functions[key] = evaluation.compile_predict(prepared.network, held.x.dtype)
-        outputs = evaluation.outputs(prepared.functions[key], request.arrays["weights"], state.get("local", prepared.local), held.x)
+        outputs = evaluation.outputs(
+            prepared.functions[key], request.arrays["weights"], state.get("local", prepared.local), held.x
+        )
         return prepared.task.objective.predict(outputs), held.labels
 
     def _prepare(self, config: RunConfig, request: Request) -> Prepared:
@@ -153,14 +165,20 @@ class Worker:
             _forget(self._functions)
             backend.start(self._threads)
             task = task_of(config.task)
-            network = networks.build(task, json.loads(preparation), tuple(filter(None, local_parts.split(","))), config.seed)
-            # Preparations that lead to the same model share its compiled functions.
-            functions = self._functions.setdefault(network.model.to_json() + network.shared.digest, {})
+            network = networks.build(
+                task, json.loads(preparation), tuple(filter(None, local_parts.split(","))), config.seed
+            )
+            # Preparations of one task that lead to the same model share its compiled functions; another task may augment otherwise.
+            functions = self._functions.setdefault(
+                f"{config.task} {network.shared.digest} {network.model.to_json()}", {}
+            )
             self._prepared[key] = Prepared(task, network, network.vectors()[1], functions)
         prepared = self._prepared[key]
         size = len(request.arrays["weights"])
         if size != prepared.network.shared.size:
-            raise UpdateRejected("layout", f"the model sent has {size} shared weights; the task's has {prepared.network.shared.size}")
+            raise UpdateRejected(
+                "layout", f"the model sent has {size} shared weights; the task's has {prepared.network.shared.size}"
+            )
         return prepared
 
     def _compiled(self, prepared: Prepared, method: training.Method, held: Held) -> Callable[..., Any]:

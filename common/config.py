@@ -60,7 +60,9 @@ class Choice:
 class TrainingConfig:
     """How a hospital trains between two rounds. Settings of the task stand in for what is not given."""
 
-    optimizer: Annotated[Literal["sgd", "momentum", "adam"], "the hospital's own optimiser, started afresh every round"] = "sgd"
+    optimizer: Annotated[
+        Literal["sgd", "momentum", "adam"], "the hospital's own optimiser, started afresh every round"
+    ] = "sgd"
     learning_rate: Annotated[float, POSITIVE, "step size"] = 0.1
     learning_rate_decay: Annotated[float, Range(0, 1, open_low=True), "factor on the step size after every round"] = 1.0
     momentum: Annotated[float, FRACTION, "momentum of the optimiser 'momentum'"] = 0.9
@@ -68,7 +70,9 @@ class TrainingConfig:
     batch_size: Annotated[int, Range(1, 65536), "patients a step; the last short batch is padded and masked"] = 32
     epochs: Annotated[int, Range(1, 10_000), "passes over the hospital's patients in a round"] = 1
     augment: Annotated[bool, "random changes to the inputs, where the task has any"] = True
-    compile: Annotated[Literal["auto", "graph", "xla"], "compiler of the local epoch; auto takes the task's own"] = "auto"
+    compile: Annotated[Literal["auto", "graph", "xla"], "compiler of the local epoch; auto takes the task's own"] = (
+        "auto"
+    )
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,13 @@ class SelectionConfig:
 class LimitsConfig:
     """What a round waits for, and which updates it refuses."""
 
-    quorum: Annotated[float, Range(0, 1, open_low=True), "share of the drawn hospitals whose good updates a round needs"] = 0.5
+    quorum: Annotated[
+        float, Range(0, 1, open_low=True), "share of the drawn hospitals whose good updates a round needs"
+    ] = 0.5
     deadline_seconds: Annotated[float, Range(0, 1e7, open_low=True), "how long a round waits for answers"] = 600.0
-    retries: Annotated[int, Range(0, 1000), "how often a round without a quorum is asked again before the run stops"] = 3
+    retries: Annotated[
+        int, Range(0, 1000), "how often a round without a quorum is asked again before the run stops"
+    ] = 3
     update_norm: Annotated[float, Range(0, 1e12), "largest L2 norm of an update; 0 for none"] = 0.0
     examples: Annotated[int, Range(1, 2**31), "largest count of patients that one hospital may claim"] = 10_000_000
 
@@ -102,7 +110,9 @@ class UpdateConfig:
 class EvaluationConfig:
     """How models are judged."""
 
-    every: Annotated[int, Range(0, 100_000), "judge the incoming model on test patients every so many rounds; 0 for the end only"] = 1
+    every: Annotated[
+        int, Range(0, 100_000), "judge the incoming model on test patients every so many rounds; 0 for the end only"
+    ] = 1
     validation: Annotated[float, Range(0, 0.5), "share of the training patients kept for early stopping"] = 0.0
 
 
@@ -135,7 +145,9 @@ class RunConfig:
                 "stopping.patience: early stopping needs validation patients; set evaluation.validation, for example to 0.2"
             )
         if self.stopping.patience and not self.evaluation.every:
-            raise ConfigError("stopping.patience: early stopping judges the model every evaluation.every rounds; set that to 1 or more")
+            raise ConfigError(
+                "stopping.patience: early stopping judges the model every evaluation.every rounds; set that to 1 or more"
+            )
 
 
 def parse(kind: type[T], table: Table, path: str = "") -> T:
@@ -152,9 +164,9 @@ def parse(kind: type[T], table: Table, path: str = "") -> T:
     for key in table:
         if key not in known:
             raise ConfigError(f"{_join(path, key)}: unknown key; {nearest(key, known)}")
-    missing = [f.name for f in fields(kind) if f.name not in table and f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
-    if missing:
-        raise ConfigError(f"{_join(path, missing[0])}: this setting is required")
+    for item in fields(kind):  # type: ignore[arg-type]
+        if item.name not in table and item.default is MISSING and item.default_factory is MISSING:
+            raise ConfigError(f"{_join(path, item.name)}: this setting is required")
     values = {key: _convert(known[key], value, _join(path, key)) for key, value in table.items()}
     return kind(**values)
 

@@ -11,7 +11,9 @@ from server import rounds
 from server.rounds import Outcome, Plan
 
 
-def make_app(plan: Plan, folder: Path | None, done: Callable[[Outcome], None], watch: rounds.Watch | None = None) -> ServerApp:
+def make_app(
+    plan: Plan, folder: Path | None, done: Callable[[Outcome], None], watch: rounds.Watch | None = None
+) -> ServerApp:
     """Return the app of one run; ``done`` is called once, with the outcome, while the hospitals can still be asked."""
     app = ServerApp()
 

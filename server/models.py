@@ -29,7 +29,9 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; after it returns, this one is on disk, and before it returns, the one before is."""
     buffer = io.BytesIO()
     facts = np.frombuffer(json.dumps([checkpoint.facts, list(checkpoint.state)]).encode(), np.uint8)
-    np.savez(buffer, allow_pickle=False, facts=facts, **{f"state/{name}": array for name, array in checkpoint.state.items()})
+    np.savez(
+        buffer, allow_pickle=False, facts=facts, **{f"state/{name}": array for name, array in checkpoint.state.items()}
+    )
     write(path, buffer.getbuffer())
 
 
@@ -49,7 +51,9 @@ def load(path: Path) -> Checkpoint | None:
             facts, names = json.loads(arrays.pop("facts").tobytes())
             return Checkpoint({name: arrays[f"state/{name}"] for name in names}, facts)
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: damaged checkpoint ({type(error).__name__}); delete it to start the run anew") from None
+        raise DataError(
+            f"{path}: damaged checkpoint ({type(error).__name__}); delete it to start the run anew"
+        ) from None
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
@@ -69,4 +73,6 @@ def write(path: Path, content: bytes | memoryview) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder with --out, then resume") from None
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another folder with --out, then resume"
+        ) from None

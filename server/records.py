@@ -89,6 +89,7 @@ class Results:
     hospitals: dict[str, dict[str, Interval]]
     curves: dict[str, Any]
 
+
 def sha256(weights: Vector) -> str:
     """Return the SHA-256, in hex, of the weights as little-endian float32."""
     return hashlib.sha256(np.ascontiguousarray(weights, "<f4").tobytes()).hexdigest()
@@ -103,10 +104,17 @@ def write_metrics(folder: Path, record: dict[str, Any]) -> None:
     """Write ``metrics.csv``: one row a round, hospital and metric; the hospital ``*`` is all test patients together."""
     lines = ["round,hospital,metric,value"]
     for row in record["rounds"]:
-        values = {"train_loss": row["train_loss"], "validation_loss": row["validation_loss"], "update_norm": row["update_norm"], **row["metrics"]}
+        values = {
+            "train_loss": row["train_loss"],
+            "validation_loss": row["validation_loss"],
+            "update_norm": row["update_norm"],
+            **row["metrics"],
+        }
         lines += [f"{row['round']},*,{name},{value!r}" for name, value in values.items() if value is not None]
         for hospital, metrics in row["hospitals"].items():
-            lines += [f"{row['round']},{hospital},{name},{value!r}" for name, value in metrics.items() if value is not None]
+            lines += [
+                f"{row['round']},{hospital},{name},{value!r}" for name, value in metrics.items() if value is not None
+            ]
     models.write(folder / METRICS, ("\n".join(lines) + "\n").encode())
 
 

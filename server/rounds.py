@@ -158,7 +158,9 @@ def _enrol(grid: Grid, plan: Plan) -> Fleet:
         replies.setdefault(reply.texts["hospital"], (int(node), reply))
     ordered = [(name, *replies[name]) for name in sorted(replies)]
     if len(ordered) < config.selection.minimum:
-        raise QuorumError(f"{len(ordered)} hospitals are here, and selection.minimum asks for {config.selection.minimum}")
+        raise QuorumError(
+            f"{len(ordered)} hospitals are here, and selection.minimum asks for {config.selection.minimum}"
+        )
     members = [_member(name, group("count", reply.statistics)) for name, _, reply in ordered]
     statistics = total(group("task", reply.statistics) for *_, reply in ordered)
     return Fleet({name: node for name, node, _ in ordered}, members, statistics)
@@ -233,7 +235,9 @@ class Coordinator:
                 break
             if attempt == self.config.limits.retries:
                 reasons = ", ".join(f"{row.hospital}: {row.reason}" for row in tally.dropped[-5:])
-                raise QuorumError(f"round {number}: {len(tally.answered)} of {len(asked)} hospitals sent a usable update, {need} are needed ({reasons})")
+                raise QuorumError(
+                    f"round {number}: {len(tally.answered)} of {len(asked)} hospitals sent a usable update, {need} are needed ({reasons})"
+                )
             attempt += 1
         before = state["weights"]
         weights = self.plan.strategy.finish(state)
@@ -252,7 +256,9 @@ class Coordinator:
     def _attempt(self, number: int, attempt: int, names: list[str], state: State, tally: "Tally") -> None:
         every = self.config.evaluation.every
         options = {"server-round": number, "attempt": attempt, "evaluate": bool(every) and (number - 1) % every == 0}
-        arrays = {"weights": state["weights"]} | ({"control": state["control"]} if self.plan.strategy.client.controls else {})
+        arrays = {"weights": state["weights"]} | (
+            {"control": state["control"]} if self.plan.strategy.client.controls else {}
+        )
         content = self._content(arrays, options)
         down = messages.bytes_of(content)
         size = len(state["weights"])
@@ -388,7 +394,9 @@ def _check_values(vector: Vector, cap: float) -> None:
             raise UpdateRejected("nan", "the update holds NaN")
         if np.isinf(vector).any():
             raise UpdateRejected("inf", "the update holds Inf")
-        raise UpdateRejected("norm", "the update's norm is beyond float32; times its count of patients, it would be Inf in the sum")
+        raise UpdateRejected(
+            "norm", "the update's norm is beyond float32; times its count of patients, it would be Inf in the sum"
+        )
     if cap and norm > cap:
         raise UpdateRejected("norm", f"the update's norm {norm:.3g} is above limits.update_norm {cap:g}")
 
@@ -461,7 +469,10 @@ def differences_of(task: Task, statistics: Mapping[str, Statistics]) -> dict[str
 
 
 def _intervals(estimates: Mapping[str, Any]) -> dict[str, list[float | None]]:
-    return {name: [float(number) if math.isfinite(number) else None for number in estimate] for name, estimate in estimates.items()}
+    return {
+        name: [float(number) if math.isfinite(number) else None for number in estimate]
+        for name, estimate in estimates.items()
+    }
 
 
 def _keep_best(state: State, history: list[RoundRecord], config: RunConfig) -> None:

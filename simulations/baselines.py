@@ -11,7 +11,15 @@ import numpy as np
 
 from client.app import Seat
 from client.hospital import Hospital
-from common.config import Choice, EvaluationConfig, LimitsConfig, RunConfig, SelectionConfig, StoppingConfig, UpdateConfig
+from common.config import (
+    Choice,
+    EvaluationConfig,
+    LimitsConfig,
+    RunConfig,
+    SelectionConfig,
+    StoppingConfig,
+    UpdateConfig,
+)
 from common.tasks.task import Records, rows_of
 from server import rounds
 from server.rounds import Outcome, Plan
@@ -21,7 +29,7 @@ from simulations.hospitals import Population
 
 def local_only(population: Population, config: RunConfig, federated: Outcome) -> dict[str, Outcome]:
     """Train every hospital alone, for as many rounds as its updates were used."""
-    took_part = {name: 0 for name in population.names}
+    took_part = dict.fromkeys(population.names, 0)
     for record in federated.rounds:
         for name in record.answered:
             took_part[name] += 1
@@ -34,7 +42,9 @@ def local_only(population: Population, config: RunConfig, federated: Outcome) ->
 
 def centralised(population: Population, config: RunConfig, federated: Outcome) -> Outcome:
     """Train on all patients in one place, until they have been seen as often as in the federated run."""
-    pooled = Hospital("all", *(_pool([getattr(h, part) for h in population.hospitals]) for part in ("train", "validation", "test")))
+    pooled = Hospital(
+        "all", *(_pool([getattr(h, part) for h in population.hospitals]) for part in ("train", "validation", "test"))
+    )
     seen = sum(record.examples for record in federated.rounds)
     return _alone(population, pooled, config, max(1, round(seen / rows_of(pooled.train))))
 

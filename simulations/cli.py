@@ -11,7 +11,6 @@ from common.config import assign, merge
 from common.errors import FedwardError, UsageError
 
 if TYPE_CHECKING:
-    from server.records import RoundRecord
     from simulations.scenario import Scenario
 
 EXAMPLE = "example: fedward simulate heart --rounds 10 --set strategy.name=fedprox --set strategy.mu=0.1"
@@ -19,7 +18,12 @@ SCENARIO = "a task or scenario by name, or the path of a scenario file (.toml)"
 # Options that are short for a --set, with the setting they set.
 SHORT = {
     "hospitals": ("simulation.hospitals", int, "N", "count of virtual hospitals"),
-    "partition": ("simulation.partition", str, "KIND[:X]", "how patients are dealt: natural, iid, dirichlet:0.3, quantity:1, pathological:2, feature:0.1"),
+    "partition": (
+        "simulation.partition",
+        str,
+        "KIND[:X]",
+        "how patients are dealt: natural, iid, dirichlet:0.3, quantity:1, pathological:2, feature:0.1",
+    ),
     "rounds": ("rounds", int, "N", "rounds of training"),
     "seed": ("seed", int, "N", "everything random follows from it"),
     "engine": ("simulation.engine", str, "E", "local or ray"),
@@ -41,7 +45,9 @@ def _add_simulate(subparsers: Any) -> None:
     )
     parser.add_argument("scenario", nargs="?", help=SCENARIO)
     _add_settings(parser)
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are made (default: runs)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are made (default: runs)"
+    )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run of this folder")
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of tables")
     parser.set_defaults(run=simulate)
@@ -55,7 +61,9 @@ def _add_sweep(subparsers: Any) -> None:
         epilog="example: fedward sweep heart --grid strategy.name=fedavg,fedprox --seeds 5",
     )
     parser.add_argument("scenario", help=SCENARIO)
-    parser.add_argument("--grid", action="append", default=[], metavar="KEY=A,B", help="a setting and its values, as often as needed")
+    parser.add_argument(
+        "--grid", action="append", default=[], metavar="KEY=A,B", help="a setting and its values, as often as needed"
+    )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 1 to N (default: 1)")
     _add_settings(parser, without=("seed",))
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the sweep (default: runs/sweep-SCENARIO)")
@@ -67,12 +75,22 @@ def _add_settings(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()
     for option, (_, kind, metavar, meaning) in SHORT.items():
         if option not in without:
             parser.add_argument(f"--{option}", type=kind, metavar=metavar, help=meaning)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, as often as needed; see docs/settings.md")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting, as often as needed; see docs/settings.md",
+    )
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings given on the command line, as nested tables; the short options first, then ``--set``."""
-    short = [f"{key}={json.dumps(getattr(args, option))}" for option, (key, *_) in SHORT.items() if getattr(args, option, None) is not None]
+    short = [
+        f"{key}={json.dumps(getattr(args, option))}"
+        for option, (key, *_) in SHORT.items()
+        if getattr(args, option, None) is not None
+    ]
     return merge(assign(short), assign(args.set))
 
 
@@ -89,7 +107,9 @@ def simulate(args: argparse.Namespace) -> int:
             folder = folder or run.new_folder(args.out, scenario.run.task.name)
             record = run.simulate(scenario, folder, command, live.watcher)
         except KeyboardInterrupt:
-            raise FedwardError(f"stopped; what is finished is kept: go on with 'fedward simulate --resume {folder}'") from None
+            raise FedwardError(
+                f"stopped; what is finished is kept: go on with 'fedward simulate --resume {folder}'"
+            ) from None
     if args.json:
         print(json.dumps(record, ensure_ascii=False))
     else:
@@ -128,5 +148,7 @@ def _opened(args: argparse.Namespace) -> tuple["Scenario", Path | None]:
             raise UsageError("--resume goes on with the run as it is; give no scenario and no settings beside it")
         return run.reopen(args.resume), args.resume
     if not args.scenario:
-        raise UsageError(f"which scenario? Known: {', '.join(scenarios.names())}; or the path of a scenario file (.toml)")
+        raise UsageError(
+            f"which scenario? Known: {', '.join(scenarios.names())}; or the path of a scenario file (.toml)"
+        )
     return scenarios.read(scenarios.find(args.scenario), settings_of(args)), None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context
 
 from client.app import Seat, make_app
 from common import flower, wire
@@ -64,7 +64,9 @@ def ray(scenario: Scenario, population: Population, plan: Plan, folder: Path, wa
     text = scenario.text()
     client = make_app(lambda context: hospitals.seat_of(text, context))
     server = server_app.make_app(plan, folder, done, watch)
-    run_simulation(server, client, len(population.seats), backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
+    run_simulation(
+        server, client, len(population.seats), backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    )
 
 
 ENGINES: dict[str, Engine] = {"local": local, "ray": ray}
@@ -79,9 +81,17 @@ class Shelf:
 
     def save(self, number: int) -> None:
         """Write every hospital's state after a round; nothing where no hospital keeps anything."""
-        kept = {node: context.state.array_records["hospital"] for node, context in self._nodes.items() if "hospital" in context.state}
+        kept = {
+            node: context.state.array_records["hospital"]
+            for node, context in self._nodes.items()
+            if "hospital" in context.state
+        }
         if kept:
-            arrays = {f"{node}/{name}": array for node, record in kept.items() for name, array in wire.from_record(record).items()}
+            arrays = {
+                f"{node}/{name}": array
+                for node, record in kept.items()
+                for name, array in wire.from_record(record).items()
+            }
             models.save(self._path(number), models.Checkpoint(arrays))
             self._path(number - 2).unlink(missing_ok=True)
 

@@ -34,7 +34,9 @@ def seat_for(worker: Worker, hospital: Hospital, faults: FaultsConfig = INTACT, 
         if message.metadata.message_type != messages.TRAIN:
             return answer()
         config = message.content.config_records["config"]
-        chance = np.random.default_rng(seed_for(seed, "faults", hospital.name, config["server-round"], config["attempt"])).random(3)
+        chance = np.random.default_rng(
+            seed_for(seed, "faults", hospital.name, config["server-round"], config["attempt"])
+        ).random(3)
         if chance[0] < faults.dropouts:
             return Message(Error(FAILED, "dropout"), reply_to=message)
         if chance[1] < faults.stragglers:
@@ -74,21 +76,33 @@ def populate(scenario: Scenario) -> Population:
     settings, seed = scenario.simulation, scenario.run.seed
     task, dataset = task_of(scenario.run.task), dataset_of(settings.dataset)
     if dataset.task != task.name:
-        raise ConfigError(f"simulation.dataset: {dataset.name!r} serves the task {dataset.task!r}, and the run learns {task.name!r}")
+        raise ConfigError(
+            f"simulation.dataset: {dataset.name!r} serves the task {dataset.task!r}, and the run learns {task.name!r}"
+        )
     table = load(dataset)
     if table.classes != task.classes:
-        raise ConfigError(f"task.classes: {dataset.name!r} has the classes {','.join(table.classes)}, and the run learns {','.join(task.classes)}")
-    dealt = partition.deal(table, settings.partition, settings.hospitals, np.random.default_rng(seed_for(seed, "partition")))
+        raise ConfigError(
+            f"task.classes: {dataset.name!r} has the classes {','.join(table.classes)}, and the run learns {','.join(task.classes)}"
+        )
+    dealt = partition.deal(
+        table, settings.partition, settings.hospitals, np.random.default_rng(seed_for(seed, "partition"))
+    )
     flipped = _flipped(list(dealt), settings.faults.label_flips, seed)
     hospitals = [_hospital(name, dealt[name], table, scenario, flip=name in flipped) for name in sorted(dealt)]
     worker = Worker()
-    return Population(dataset, table, hospitals, [seat_for(worker, hospital, settings.faults, seed) for hospital in hospitals], worker)
+    return Population(
+        dataset, table, hospitals, [seat_for(worker, hospital, settings.faults, seed) for hospital in hospitals], worker
+    )
 
 
 def _hospital(name: str, rows: Array, table: Table, scenario: Scenario, *, flip: bool) -> Hospital:
     """Split one hospital's patients into training, validation and test."""
     seed = scenario.run.seed
-    test = table.test[rows] if table.test is not None else _drawn(table, rows, scenario.simulation.test, seed_for(seed, "test", name))
+    test = (
+        table.test[rows]
+        if table.test is not None
+        else _drawn(table, rows, scenario.simulation.test, seed_for(seed, "test", name))
+    )
     rest, tested = rows[~test], rows[test]
     validation = _drawn(table, rest, scenario.run.evaluation.validation, seed_for(seed, "validation", name))
     label = task_of(scenario.run.task).label
@@ -134,7 +148,9 @@ def context(node: int, node_config: Mapping[str, int]) -> Context:
 
 def contexts(count: int) -> dict[int, Context]:
     """Return the contexts of ``count`` nodes, by node number from 1."""
-    return {number + 1: context(number + 1, {"partition-id": number, "num-partitions": count}) for number in range(count)}
+    return {
+        number + 1: context(number + 1, {"partition-id": number, "num-partitions": count}) for number in range(count)
+    }
 
 
 def seat_of(text: str, context: Context) -> Seat:
@@ -147,7 +163,9 @@ def seat_of(text: str, context: Context) -> Seat:
     """
     seats = population_of(text).seats
     if int(context.node_config["num-partitions"]) != len(seats):
-        raise ConfigError(f"the federation has {context.node_config['num-partitions']} nodes, and the scenario {len(seats)} hospitals")
+        raise ConfigError(
+            f"the federation has {context.node_config['num-partitions']} nodes, and the scenario {len(seats)} hospitals"
+        )
     return seats[int(context.node_config["partition-id"])]
 
 

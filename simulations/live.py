@@ -4,7 +4,7 @@ import contextlib
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich import box
 from rich.console import Console, Group
@@ -33,12 +33,14 @@ class Live:
         self._rounds: list[RoundRecord] = []
         self.watcher = Watcher(self._on_stage, self._on_round)
 
-    def __enter__(self) -> "Live":
+    def __enter__(self) -> Self:
         if self._shows:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with contextlib.suppress(RuntimeError):
             self._live.stop()
 
@@ -67,7 +69,12 @@ class Live:
             metrics = last.hospitals.get(name, {})
             table.add_row(name, number(metrics.get("auroc")), number(metrics.get("accuracy")), reasons.get(name, "ok"))
         table.add_section()
-        table.add_row("all", number(last.metrics.get("auroc")), number(last.metrics.get("accuracy")), f"loss {number(last.train_loss)}")
+        table.add_row(
+            "all",
+            number(last.metrics.get("auroc")),
+            number(last.metrics.get("accuracy")),
+            f"loss {number(last.train_loss)}",
+        )
         sent = sum(row.bytes_up + row.bytes_down for row in self._rounds)
         more = f"and {len(last.asked) - MOST_ROWS} more hospitals · " if len(last.asked) > MOST_ROWS else ""
         return Group(table, Text(f"{more}{size(sent)} sent · {left:.0f} s left · {self._stage}"))
@@ -76,7 +83,11 @@ class Live:
         """Print the pooled metrics of all models and where the report lies."""
         if record["synthetic"]:
             self._console.print("[bold]SYNTHETIC DATA: these numbers say nothing about patients[/]")
-        table = Table(box=box.SIMPLE_HEAD, title=f"{record['title']}: all test patients, with 95 % intervals", title_justify="left")
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            title=f"{record['title']}: all test patients, with 95 % intervals",
+            title_justify="left",
+        )
         models = list(record["results"])
         for name in ("metric", *models):
             table.add_column(name)
@@ -84,9 +95,13 @@ class Live:
             table.add_row(metric, *(interval(record["results"][model]["pooled"].get(metric)) for model in models))
         self._console.print(table)
         for other, differences in record["differences"].items():
-            self._console.print(f"federated minus {other}, AUROC: {interval(differences['pooled'].get('auroc'), sign='+')}")
+            self._console.print(
+                f"federated minus {other}, AUROC: {interval(differences['pooled'].get('auroc'), sign='+')}"
+            )
         down, up = size(record["bytes"]["down"]), size(record["bytes"]["up"])
-        self._console.print(f"{len(record['rounds'])} rounds, {down} down, {up} up, {record['seconds']['total']:.1f} s, weights {record['weights_sha256'][:16]}")
+        self._console.print(
+            f"{len(record['rounds'])} rounds, {down} down, {up} up, {record['seconds']['total']:.1f} s, weights {record['weights_sha256'][:16]}"
+        )
         self._console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 

@@ -7,6 +7,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 
 from common import flower
+
 if TYPE_CHECKING:
     from common.flower import Run
 
@@ -33,7 +34,9 @@ class LocalGrid(Grid):
         """Return the run that messages belong to."""
         return self._run
 
-    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
         """Return a message of this run."""
         return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
 

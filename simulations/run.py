@@ -1,6 +1,6 @@
 """One simulation, from scenario to run folder."""
 
-import datetime
+import datetime as dt
 import platform
 import resource
 import sys
@@ -40,7 +40,11 @@ def new_folder(out: Path, task: str) -> Path:
     """Make and return the next free run folder, ``<task>-0001`` and so on; two runs that start at once get two."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        taken = [int(path.name.rpartition("-")[2]) for path in out.glob(f"{task}-[0-9]*") if path.name.rpartition("-")[2].isdigit()]
+        taken = [
+            int(path.name.rpartition("-")[2])
+            for path in out.glob(f"{task}-[0-9]*")
+            if path.name.rpartition("-")[2].isdigit()
+        ]
         number = max(taken, default=0) + 1
         while True:
             folder = out / f"{task}-{number:04d}"
@@ -69,7 +73,9 @@ def on_grid(grid: Grid, context: Context) -> None:
     folder = Path(named) if named else new_folder(Path("runs"), scenario.run.task.name)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def engine(_scenario: Scenario, _population: Population, plan: Plan, folder: Path, watch: rounds.Watch, done: Done) -> None:
+    def engine(
+        _scenario: Scenario, _population: Population, plan: Plan, folder: Path, watch: rounds.Watch, done: Done
+    ) -> None:
         make_app(plan, folder, done, watch)(grid, context)
 
     simulate(scenario, folder, "flwr run .", engine=engine)
@@ -140,11 +146,15 @@ def _compared(scenario: Scenario, population: Population, federated: Outcome, wa
         watcher.stage("each hospital alone")
         alone = baselines.local_only(population, scenario.run, federated)
         tests["local"] = {name: outcome.tests[name] for name, outcome in alone.items() if name in outcome.tests}
-        differences["local"] = federated.coordinator.compare(federated.model, {name: outcome.model for name, outcome in alone.items()})
+        differences["local"] = federated.coordinator.compare(
+            federated.model, {name: outcome.model for name, outcome in alone.items()}
+        )
         watcher.stage("all patients in one place")
         central = baselines.centralised(population, scenario.run, federated).model
         tests["central"] = federated.coordinator.judge(central)
-        differences["central"] = federated.coordinator.compare(federated.model, dict.fromkeys(federated.coordinator.fleet.nodes, central))
+        differences["central"] = federated.coordinator.compare(
+            federated.model, dict.fromkeys(federated.coordinator.fleet.nodes, central)
+        )
     results = {name: rounds.results_of(task, parts) for name, parts in tests.items()}
     return {
         "results": {name: {"pooled": result.pooled, "hospitals": result.hospitals} for name, result in results.items()},
@@ -163,7 +173,7 @@ def _record(scenario: Scenario, population: Population, outcome: Outcome, name: 
         "synthetic": dataset.synthetic,
         "headline": task.objective.headline,
         "command": command,
-        "started": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "started": dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "seed": scenario.run.seed,
         "engine": scenario.simulation.engine,
         "parameters": int(outcome.model.weights.size),
@@ -171,9 +181,11 @@ def _record(scenario: Scenario, population: Population, outcome: Outcome, name: 
         "layout_sha256": outcome.layout_sha256,
         "stopped": outcome.stopped,
         "bytes": {way: sum(getattr(row, f"bytes_{way}") for row in outcome.rounds) for way in ("down", "up")},
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 * (1024 if sys.platform == "darwin" else 1)),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        // (1024 * (1024 if sys.platform == "darwin" else 1)),
         "config": scenario.table(),
-        "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in ("fedward", "flwr", "tensorflow", "keras", "numpy")},
+        "versions": {"python": platform.python_version()}
+        | {p: metadata.version(p) for p in ("fedward", "flwr", "tensorflow", "keras", "numpy")},
         "machine": {"system": platform.system(), "processor": platform.machine()},
         "data": {
             **{key: getattr(dataset, key) for key in ("name", "title", "origin", "licence", "citation")},

@@ -36,7 +36,11 @@ class SimulationConfig:
     otherwise: Annotated[str, "data set to take when that one is not on this computer; empty for none"] = ""
     hospitals: Annotated[int, Range(0, 1_000_000), "count of virtual hospitals; 0 for those of the data"] = 0
     partition: Annotated[str, "how patients are dealt to hospitals: KIND or KIND:X"] = "natural"
-    test: Annotated[float, Range(0, 0.9, open_low=True), "share of each hospital's patients kept for testing, where the data name none"] = 0.3
+    test: Annotated[
+        float,
+        Range(0, 0.9, open_low=True),
+        "share of each hospital's patients kept for testing, where the data name none",
+    ] = 0.3
     engine: Annotated[Literal["local", "ray"], "local: this process; ray: Flower's simulation runtime"] = "local"
     workers: Annotated[int, Range(0, 256), "processes of the local engine; 0 chooses by the expected work"] = 0
     comparators: Annotated[bool, "train local-only and centralised models beside the federated one"] = True
@@ -61,7 +65,11 @@ class Scenario:
 
 def names() -> list[str]:
     """Return the names of the scenarios that come with the package."""
-    return sorted(file.name.removesuffix(".toml") for file in resources.files("simulations.scenarios").iterdir() if file.name.endswith(".toml"))
+    return sorted(
+        file.name.removesuffix(".toml")
+        for file in resources.files("simulations.scenarios").iterdir()
+        if file.name.endswith(".toml")
+    )
 
 
 def find(word: str) -> dict[str, Any]:
@@ -102,7 +110,9 @@ def read(tables: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> Sc
     merged = merge(tables, over or {})
     simulation = merged.pop("simulation", None)
     if simulation is None:
-        raise ConfigError("simulation: this table is required; it names the data set, for example [simulation] dataset = 'heart'")
+        raise ConfigError(
+            "simulation: this table is required; it names the data set, for example [simulation] dataset = 'heart'"
+        )
     settings = parse(SimulationConfig, simulation, "simulation")
     dataset = _present(settings)
     if isinstance(merged.get("task"), str):

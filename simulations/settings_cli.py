@@ -8,6 +8,10 @@ from typing import Any
 from common.config import RunConfig, describe
 
 Row = tuple[str, str, str]
+PREFACE = (
+    "Settings stand in a scenario file (TOML) or after `--set`, as in `--set training.batch_size=64`. What neither gives, the task's own defaults "
+    "give, and then the defaults below. The resolved settings of a run are in its `config.toml`. This page is printed by `fedward settings --markdown`."
+)
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -40,7 +44,9 @@ def sections() -> Iterator[tuple[str, list[Row]]]:
 def run(args: argparse.Namespace) -> int:
     """Run ``fedward settings``."""
     if args.json:
-        print(json.dumps({title: [list(row) for row in rows] for title, rows in sections()}, ensure_ascii=False, indent=1))
+        print(
+            json.dumps({title: [list(row) for row in rows] for title, rows in sections()}, ensure_ascii=False, indent=1)
+        )
     elif args.markdown:
         print(markdown())
     else:
@@ -50,12 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 def markdown() -> str:
     """Return the page docs/settings.md."""
-    lines = [
-        "# Settings",
-        "",
-        "Settings stand in a scenario file (TOML) or after `--set`, as in `--set training.batch_size=64`. What neither gives, the task's own defaults give, "
-        "and then the defaults below. The resolved settings of a run are in its `config.toml`. This page is printed by `fedward settings --markdown`.",
-    ]
+    lines = ["# Settings", "", PREFACE]
     for title, rows in sections():
         lines += ["", f"## {title}", ""]
         if rows:
@@ -74,7 +75,9 @@ def _show() -> None:
     console = Console()
     for title, rows in sections():
         if rows:
-            table = Table("setting", "default", "meaning", title=title.replace("`", ""), title_justify="left", box=box.SIMPLE_HEAD)
+            table = Table(
+                "setting", "default", "meaning", title=title.replace("`", ""), title_justify="left", box=box.SIMPLE_HEAD
+            )
             for row in rows:
                 table.add_row(*row)
             console.print(table)

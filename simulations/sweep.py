@@ -35,7 +35,9 @@ def combinations(grid: Sequence[str], seeds: int) -> Iterator[tuple[str, ...]]:
     return itertools.product(*axes)
 
 
-def sweep(base: dict[str, Any], grid: Sequence[str], seeds: int, out: Path, command: str, watcher: Watcher) -> list[Path]:
+def sweep(
+    base: dict[str, Any], grid: Sequence[str], seeds: int, out: Path, command: str, watcher: Watcher
+) -> list[Path]:
     """Run every combination into a folder of its own under ``out``; return the folders. What is finished there already is kept.
 
     Raises

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from typing import Self
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -55,7 +56,8 @@ class Crew:
             ours, theirs = socket.socketpair()
             with theirs:
                 command = [sys.executable, "-m", "simulations.workers", str(theirs.fileno())]
-                self._processes.append(subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL))
+                process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)  # noqa: S603
+                self._processes.append(process)
             line = Line(Connection(ours.detach()))
             line.connection.send_bytes(self._scenario.encode())
             self._idle.put(line)
@@ -69,7 +71,7 @@ class Crew:
         if self._threads is None and cores > 1 and told:
             self.grow(cores)
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,7 +86,9 @@ class Crew:
         try:
             return line.exchange(message, context)
         except (EOFError, OSError):
-            raise FedwardError("a worker process ended; set simulation.workers to 1, or give the machine more memory") from None
+            raise FedwardError(
+                "a worker process ended; set simulation.workers to 1, or give the machine more memory"
+            ) from None
         finally:
             self._idle.put(line)
 

@@ -110,7 +110,9 @@ def make_hospital(name: str, rows: int, seed: int) -> Hospital:
 @pytest.fixture(scope="session")
 def federation() -> Federation:
     """A federation whose worker, with all that it has compiled, serves the whole session."""
-    hospitals = [make_hospital(name, rows, seed) for seed, (name, rows) in enumerate(zip(NAMES, (21, 9, 40, 16), strict=True))]
+    hospitals = [
+        make_hospital(name, rows, seed) for seed, (name, rows) in enumerate(zip(NAMES, (21, 9, 40, 16), strict=True))
+    ]
     return Federation(Worker(), hospitals)
 
 

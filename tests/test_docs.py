@@ -48,7 +48,11 @@ def test_documented_commands_are_understood(command):
     assert callable(args.run)
 
 
-@pytest.mark.parametrize(("words", "parser"), list(_leaves(fedward.parser())), ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+@pytest.mark.parametrize(
+    ("words", "parser"),
+    list(_leaves(fedward.parser())),
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
 def test_every_command_has_help_with_an_example_and_stands_in_the_docs(words, parser):
     text = parser.format_help()
     assert "example" in text
@@ -70,7 +74,9 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_folders_and_files_that_the_docs_name_exist(page):
-    for name in re.findall(r"`((?:benchmarks|client|common|server|simulations|tests)/[\w./]*)`", page.read_text(encoding="utf-8")):
+    for name in re.findall(
+        r"`((?:benchmarks|client|common|server|simulations|tests)/[\w./]*)`", page.read_text(encoding="utf-8")
+    ):
         assert (ROOT / name).exists(), name
 
 

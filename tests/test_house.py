@@ -74,7 +74,9 @@ def test_no_file_is_named_like_a_standard_module():
     assert names & set(sys.stdlib_module_names) <= {"statistics"}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["simulate", "--help"], ["data", "--help"], ["compare", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--help"], ["simulate", "--help"], ["data", "--help"], ["compare", "--help"]], ids=" ".join
+)
 def test_help_imports_nothing_heavy(words):
     script = f"import sys, fedward\ntry:\n    fedward.main({words!r})\nexcept SystemExit:\n    pass\nprint(sorted(set(sys.modules) & {set(HEAVY)!r}), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -92,20 +94,33 @@ def test_no_other_distribution_ships_our_packages(monkeypatch):
 
 def test_the_bundle_holds_just_its_folders(tmp_path):
     command = [Path(sys.executable).with_name("flwr"), "build", "--app", ROOT]
-    environment = {**os.environ, "FLWR_HOME": str(tmp_path / "home"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(tmp_path / "home"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+    }
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     (bundle,) = tmp_path.glob("*.fab")
     with zipfile.ZipFile(bundle) as archive:
         names = [name for name in archive.namelist() if not name.startswith(".info/")]
     inside = {name.partition("/")[0] for name in names}
-    assert {"client", "common", "server"} <= inside <= {"client", "common", "server", "pyproject.toml", "README.md", "LICENSE"}
+    assert (
+        {"client", "common", "server"}
+        <= inside
+        <= {"client", "common", "server", "pyproject.toml", "README.md", "LICENSE"}
+    )
     shipped = {_name(path) for path in FILES if path.relative_to(ROOT).parts[0] in ("client", "common", "server")}
     assert shipped <= set(names)
 
 
 @pytest.mark.slow
 def test_a_wheel_works_in_a_clean_environment(tmp_path):
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = tmp_path.glob("*.whl")
     home = tmp_path / "env"
     venv.create(home, with_pip=True)
@@ -115,9 +130,14 @@ def test_a_wheel_works_in_a_clean_environment(tmp_path):
     (packages,) = home.glob("lib/python3*/site-packages")
     here = Path(metadata.distribution("numpy").locate_file(""))
     (packages / "borrowed.pth").write_text(str(here))
-    (packages / "fedward_first.pth").write_text("import sys; sys.path[:] = [p for p in sys.path if not p.endswith('__editable__')]")
+    (packages / "fedward_first.pth").write_text(
+        "import sys; sys.path[:] = [p for p in sys.path if not p.endswith('__editable__')]"
+    )
     done = subprocess.run(
-        [home / "bin" / "fedward", "simulate", "heart", "--rounds", "1", "--out", tmp_path / "runs"], cwd=tmp_path, capture_output=True, text=True
+        [home / "bin" / "fedward", "simulate", "heart", "--rounds", "1", "--out", tmp_path / "runs"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "heart-0001" / "report.html").stat().st_size > 10_000

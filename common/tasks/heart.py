@@ -14,7 +14,9 @@ from common.tasks.task import Column, Examples, Preparation, Records, Task, rows
 COLUMNS = (
     Column("age", "number", "age", "years", 18, 100),
     Column("sex", "category", "sex: 1 male, 0 female", codes=(0, 1)),
-    Column("cp", "category", "chest pain: 1 typical angina, 2 atypical angina, 3 other pain, 4 none", codes=(1, 2, 3, 4)),
+    Column(
+        "cp", "category", "chest pain: 1 typical angina, 2 atypical angina, 3 other pain, 4 none", codes=(1, 2, 3, 4)
+    ),
     Column("trestbps", "number", "resting blood pressure", "mmHg", 60, 260, missing=(0,)),
     Column("chol", "number", "serum cholesterol", "mg/dL", 60, 700, missing=(0,)),
     Column("fbs", "category", "fasting blood sugar above 120 mg/dL", codes=(0, 1)),
@@ -34,7 +36,9 @@ class Heart:
 
     model: Annotated[Literal["mlp", "logistic"], "network, or logistic regression"] = "mlp"
     hidden: Annotated[int, Range(1, 4096), "units of the hidden layer"] = 16
-    site_intercept: Annotated[bool, "each hospital keeps an intercept of its own, for its own share of ill patients"] = False
+    site_intercept: Annotated[
+        bool, "each hospital keeps an intercept of its own, for its own share of ill patients"
+    ] = False
 
     def build(self) -> Task:
         """Return the task."""
@@ -54,7 +58,13 @@ class Heart:
             local=("intercept",) if self.site_intercept else (),
             defaults={
                 "rounds": 30,
-                "training": {"optimizer": "sgd", "learning_rate": 0.1, "batch_size": 16, "epochs": 2, "weight_decay": 0.003},
+                "training": {
+                    "optimizer": "sgd",
+                    "learning_rate": 0.1,
+                    "batch_size": 16,
+                    "epochs": 2,
+                    "weight_decay": 0.003,
+                },
             },
             xla=True,
         )
@@ -75,7 +85,11 @@ def summarise(records: Records) -> Statistics:
     features = expand(records)
     known = ~np.isnan(features)
     values = np.where(known, features, 0.0)
-    return {"count": known.sum(axis=0).astype(np.float64), "sum": values.sum(axis=0), "squares": (values**2).sum(axis=0)}
+    return {
+        "count": known.sum(axis=0).astype(np.float64),
+        "sum": values.sum(axis=0),
+        "squares": (values**2).sum(axis=0),
+    }
 
 
 def fit(statistics: Statistics) -> Preparation:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.training import Method, compile_fit, method_of, plan
+from client.training import Method, compile_fit, method_of, plan, widened
 from common.config import TrainingConfig
 from common.network import Network, build
 from common.tasks.heart import Heart
@@ -57,13 +57,17 @@ class Case:
     rate: float = RATE
     proximal: float = 0.0
     correction: np.ndarray | None = None
+    steps: int | None = None
 
     def train(self, fit=None):
+        import tensorflow as tf
+
         fit = fit or compile_fit(self.network, self.task, self.method, self.x.dtype)
         correction = np.zeros(0, np.float32) if self.correction is None else self.correction
-        seed = np.array(self.seed, np.int32)
-        numbers = (np.float32(self.rate), np.float32(self.proximal))
-        shared, local, loss = fit(self.shared, self.local, self.x, self.y, self.rows, seed, *numbers, correction)
+        draw = np.array([*self.seed, len(self.rows) if self.steps is None else self.steps], np.int32)
+        pace = np.array([self.rate, self.proximal], np.float32)
+        given = (self.shared, self.local, self.x, self.y, self.rows, draw, pace, correction)
+        shared, local, loss = fit(*map(tf.constant, given))
         return shared.numpy(), local.numpy(), float(loss)
 
 
@@ -210,7 +214,9 @@ class TestShortBatches:
     def test_batch_statistics_of_a_short_batch_are_those_of_a_whole_one(self):
         """A last batch of one row, filled with copies of one row, would have next to no variance."""
         given = case(layers(NORM, OUTPUT), rows=BATCH + 1, epochs=1)
-        place = next(i for i, entry in enumerate(given.network.shared.entries) if entry.path.endswith("moving_variance"))
+        place = next(
+            i for i, entry in enumerate(given.network.shared.entries) if entry.path.endswith("moving_variance")
+        )
         variance = given.network.shared.split(given.shared)[place]
         for batch in given.rows:
             variance = 0.5 * variance + 0.5 * given.x[np.where(batch < 0, -1 - batch, batch)].var(axis=0)
@@ -227,16 +233,23 @@ class TestCompilers:
         for one, other in zip(given.train(), graph, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5, rtol=1e-5)
 
-    def test_another_hospitals_size_traces_nothing_anew(self):
+    @pytest.mark.parametrize("xla", [False, True])
+    def test_batches_added_to_a_plan_are_never_run(self, xla):
+        given = case(epochs=3, xla=xla, optimizer="adam")
+        expected = given.train()
+        given.steps, given.rows = len(given.rows), widened(given.rows)
+        assert len(given.rows) == 16
+        for one, other in zip(given.train(), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    def test_one_function_serves_hospitals_of_every_size(self):
         given = case()
         fit = compile_fit(given.network, given.task, given.method, given.x.dtype)
-        for rows, batch, epochs in ((21, 8, 2), (5, 8, 1), (100, 8, 3), (7, 3, 1)):
-            draw = np.random.default_rng(rows)
-            given.x, given.y = draw.standard_normal((rows, FEATURES)).astype(np.float32), draw.integers(0, 2, rows).astype(np.int32)
-            given.rows = plan(rows, batch, epochs, draw)
-            given.rate, given.seed = 0.1 / rows, (rows, batch)
-            given.train(fit)
-        assert fit.experimental_get_tracing_count() == 1
+        for rows, batch, epochs in ((5, 8, 1), (100, 8, 3), (7, 3, 1)):
+            other = case(rows=rows)
+            other.rows = plan(rows, batch, epochs, np.random.default_rng(rows))
+            for one, same in zip(other.train(fit), other.train(), strict=True):
+                np.testing.assert_array_equal(one, same)
 
     def test_auto_is_the_tasks_choice_and_augmentation_needs_a_task_that_has_any(self):
         choose = lambda task, **settings: method_of(task, TrainingConfig(**settings), proximal=False, controls=False)  # noqa: E731
@@ -280,6 +293,13 @@ class TestRandomness:
 
 
 class TestPlan:
+    @given(st.integers(1, 5000))
+    def test_plans_have_few_lengths(self, steps):
+        """XLA compiles anew for every length: there are at most 13 up to 4096 batches."""
+        length = len(widened(np.zeros((steps, 2), np.int32)))
+        assert steps <= length < 2 * steps or length == steps == 1
+        assert length & (length - 1) == 0
+
     @given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32))
     def test_every_row_once_an_epoch_and_no_batch_empty(self, rows, batch, epochs, seed):
         drawn = plan(rows, batch, epochs, np.random.default_rng(seed))

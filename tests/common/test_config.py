@@ -56,7 +56,9 @@ def settings_of(kind):
 
 
 choices = st.builds(
-    Choice, keys, st.dictionaries(keys.filter("name".__ne__), scalars, max_size=3).map(lambda table: tuple(sorted(table.items())))
+    Choice,
+    keys,
+    st.dictionaries(keys.filter("name".__ne__), scalars, max_size=3).map(lambda table: tuple(sorted(table.items()))),
 )
 parts = {
     "training": TrainingConfig,
@@ -177,7 +179,9 @@ class TestRoundTrips:
         assert run_config(run_text(twin)) is run_config(run_text(config))
 
     def test_stopping_and_its_contradictions_survive_too(self):
-        config = RunConfig(Choice("heart"), evaluation=EvaluationConfig(validation=0.2), stopping=StoppingConfig(3, 0.01))
+        config = RunConfig(
+            Choice("heart"), evaluation=EvaluationConfig(validation=0.2), stopping=StoppingConfig(3, 0.01)
+        )
         assert parse(RunConfig, loads(dumps(as_table(config)))) == config
 
 

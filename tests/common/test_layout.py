@@ -9,7 +9,10 @@ from common.layout import Entry, Layout
 
 entries = st.lists(
     st.builds(
-        Entry, st.text("abc/", min_size=1, max_size=6), st.lists(st.integers(0, 4), max_size=3).map(tuple), st.booleans()
+        Entry,
+        st.text("abc/", min_size=1, max_size=6),
+        st.lists(st.integers(0, 4), max_size=3).map(tuple),
+        st.booleans(),
     ),
     max_size=5,
 )

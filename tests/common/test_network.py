@@ -65,7 +65,8 @@ class TestSeed:
 
     def test_words_make_independent_seeds(self):
         seeds = [
-            seed_for(*words) for words in [(1, "train", 3, "a"), (1, "train", 31, "a"), (13, "train", 1, "a"), (1, "train3", "a")]
+            seed_for(*words)
+            for words in [(1, "train", 3, "a"), (1, "train", 31, "a"), (13, "train", 1, "a"), (1, "train3", "a")]
         ]
         drawn = {np.random.default_rng(seed).integers(2**62) for seed in seeds}
         assert len(drawn) == len(seeds)
@@ -93,7 +94,10 @@ class TestParts:
         network = build(with_norm(), PREPARATION, parts, 1)
         weights = list(range(len(network.model.weights)))
         assert network.interleave(*network.divide(weights)) == weights
-        assert [len(kind) for kind in network.divide(weights)] == [len(network.shared.entries), len(network.local.entries)]
+        assert [len(kind) for kind in network.divide(weights)] == [
+            len(network.shared.entries),
+            len(network.local.entries),
+        ]
 
     @pytest.mark.parametrize("parts", [(), ("normalisation",)])
     def test_vectors_undoes_assign(self, parts):

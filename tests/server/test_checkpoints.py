@@ -2,9 +2,7 @@
 
 import errno
 import os
-import subprocess
-import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,12 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from common import flower
 from common.errors import DataError
-from server import models, rounds
+from server import models
 from server.models import NAME, Checkpoint
 from server.records import sha256
-from simulations import engines
 from simulations.engines import Shelf
 
 ROUNDS = 3
@@ -92,7 +88,10 @@ class TestResume:
                 file.unlink()
             resumed = play(federation, METHODS[name], folder)
             different = sha256(resumed.model.weights) != sha256(uninterrupted(name).model.weights)
-            assert different or resumed.tests["east"]["test/losses"].tolist() != uninterrupted(name).tests["east"]["losses"].tolist()
+            assert (
+                different
+                or resumed.tests["east"]["test/losses"].tolist() != uninterrupted(name).tests["east"]["losses"].tolist()
+            )
 
     def test_stopped_again_and_again(self, federation, uninterrupted, tmp_path):
         for stop_after in (2, 2, 3, 3):
@@ -110,7 +109,10 @@ class TestResume:
 
     def test_hospitals_states_of_two_rounds_stay(self, federation, tmp_path):
         play(federation, {**METHODS["scaffold"], "rounds": 5}, tmp_path)
-        assert sorted(path.name for path in tmp_path.glob("hospitals-*")) == ["hospitals-00004.npz", "hospitals-00005.npz"]
+        assert sorted(path.name for path in tmp_path.glob("hospitals-*")) == [
+            "hospitals-00004.npz",
+            "hospitals-00005.npz",
+        ]
 
     def test_hospitals_that_keep_nothing_leave_no_file(self, federation, tmp_path):
         play(federation, METHODS["fedavg"], tmp_path)
@@ -122,7 +124,9 @@ states = st.dictionaries(
     hnp.arrays(st.sampled_from([np.float32, np.int64, np.float64]), hnp.array_shapes(min_dims=0, max_side=4)),
     max_size=4,
 )
-facts = st.dictionaries(st.text(max_size=5), st.integers() | st.floats(allow_nan=False) | st.text(max_size=5), max_size=3)
+facts = st.dictionaries(
+    st.text(max_size=5), st.integers() | st.floats(allow_nan=False) | st.text(max_size=5), max_size=3
+)
 
 
 class TestFiles:
@@ -204,7 +208,9 @@ class Full:
 class TestFullDisk:
     def fill(self, patch):
         opened = models.Path.open
-        patch.setattr(models.Path, "open", lambda path, mode="r": Full(opened(path, mode)) if "w" in mode else opened(path, mode))
+        patch.setattr(
+            models.Path, "open", lambda path, mode="r": Full(opened(path, mode)) if "w" in mode else opened(path, mode)
+        )
 
     def test_it_is_said_and_the_last_checkpoint_stays(self, tmp_path, monkeypatch):
         path = tmp_path / NAME

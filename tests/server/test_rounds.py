@@ -52,7 +52,9 @@ def replaced(record, contents):
 
 def values(contents):
     """Return a change of the update's one array."""
-    return replaced("arrays", lambda record: wire.to_record({"values": contents(wire.from_record(record)["values"].copy())}))
+    return replaced(
+        "arrays", lambda record: wire.to_record({"values": contents(wire.from_record(record)["values"].copy())})
+    )
 
 
 def put(place, number):
@@ -105,7 +107,10 @@ CHANGES = {
     "objects": (raw("object", (1,), b"\0" * 8), "dtype"),
     "nan": (put(3, np.nan), "nan"),
     "inf": (put(-1, -np.inf), "inf"),
-    "nan and inf": (values(lambda vector: np.where(np.arange(vector.size) % 2, np.inf, np.nan).astype(np.float32)), "nan"),
+    "nan and inf": (
+        values(lambda vector: np.where(np.arange(vector.size) % 2, np.inf, np.nan).astype(np.float32)),
+        "nan",
+    ),
     "1e9": (values(lambda vector: vector + np.float32(1e9)), "norm"),
     "beyond float32": (values(lambda vector: vector + np.float32(1e30)), "norm"),
     "count 0": (count(0), "count"),
@@ -123,7 +128,10 @@ CHANGES = {
     "statistic float32": (statistics(lambda arrays: {**arrays, "train/loss": np.ones(2, np.float32)}), "dtype"),
     "statistic negative": (statistics(lambda arrays: {**arrays, "train/loss": np.array([1.0, -2.0])}), "range"),
     "statistic huge": (statistics(lambda arrays: {**arrays, "test/losses": np.full((2, 2), 1e308)}), "range"),
-    "extra record": (lambda _, reply: Message(RecordDict({**reply.content, SECRET: ConfigRecord()}), reply_to=_), "extra"),
+    "extra record": (
+        lambda _, reply: Message(RecordDict({**reply.content, SECRET: ConfigRecord()}), reply_to=_),
+        "extra",
+    ),
     "nothing": (emptied, "missing"),
     "an error": (failed(2, "failed"), "failed"),
     "an error in words": (failed(2, f"ValueError: row 17, {SECRET}, age 60"), "error"),
@@ -173,7 +181,11 @@ class TestBadUpdates:
         assert sha256(outcome.model.weights) == sha256(without_bad.model.weights)
         assert SECRET not in text_of(outcome)
         for ours, theirs in zip(outcome.rounds, without_bad.rounds, strict=True):
-            assert (ours.metrics, ours.train_loss, ours.examples) == (theirs.metrics, theirs.train_loss, theirs.examples)
+            assert (ours.metrics, ours.train_loss, ours.examples) == (
+                theirs.metrics,
+                theirs.train_loss,
+                theirs.examples,
+            )
 
     def test_no_answer_until_the_deadline(self, federation, without_bad):
         grid = Muffled(federation.grid(), lambda message: round_of(message) == ROUND and goes_to(grid, message, BAD))
@@ -200,7 +212,9 @@ class TestBadUpdates:
     @given(st.dictionaries(st.sampled_from(["confusion", "calibration", "losses"]), st.integers(0, 2**32), min_size=1))
     def test_statistics_that_contradict_themselves_stop_nothing(self, seeds):
         task = task_of(Choice("heart"))
-        judged = dict(task.objective.summarise(np.array([0, 1, 1], np.int32), np.array([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]])))
+        judged = dict(
+            task.objective.summarise(np.array([0, 1, 1], np.int32), np.array([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]]))
+        )
         for name, seed in seeds.items():
             draw = np.random.default_rng(seed)
             judged[name] = draw.choice([0.0, 1.0, 7.0, 1e12], judged[name].shape)
@@ -368,7 +382,11 @@ class TestOracle:
         np.testing.assert_allclose(preparation["scale"], np.nanstd(pooled, axis=0), rtol=1e-9)
 
     def test_one_round_of_fedavg_is_that_of_numpy_in_float64(self, federation):
-        settings = {"task": {"name": "heart", "model": "logistic"}, "rounds": 1, "training": {"batch_size": 64, "epochs": 3}}
+        settings = {
+            "task": {"name": "heart", "model": "logistic"},
+            "rounds": 1,
+            "training": {"batch_size": 64, "epochs": 3},
+        }
         outcome = federation.run(settings)
         config, task = outcome.coordinator.config, outcome.coordinator.plan.task
         preparation = json.loads(outcome.model.preparation)

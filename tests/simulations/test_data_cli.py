@@ -1,0 +1,166 @@
+"""The command ``fedward data``, typed as a user types it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import fedward
+from simulations.datasets import DATASETS
+
+MIRROR = os.environ.get("FEDWARD_DATA_MIRROR", "")
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path, monkeypatch):
+    monkeypatch.delenv("FEDWARD_DATA_MIRROR", raising=False)
+    monkeypatch.setenv("FEDWARD_DATA", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def type_in(capsys):
+    """Return a function from the words after ``fedward data`` to exit code, output and errors."""
+
+    def run(*words):
+        code = fedward.main(["data", *words])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("words", [(), ("list",), ("get",), ("show",)])
+def test_help_has_an_example(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        fedward.main(["data", *words, "--help"])
+    assert ended.value.code == 0
+    assert "example: fedward data " in capsys.readouterr().out
+
+
+def test_the_list_holds_every_data_set_in_two_lines_of_a_terminal(type_in):
+    code, out, err = type_in("list")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 2 * len(DATASETS)
+    assert max(map(len, lines)) <= 80
+    for first, second, dataset in zip(lines[::2], lines[1::2], DATASETS.values(), strict=True):
+        where = "SYNTHETIC" if dataset.synthetic else "not here" if dataset.files else "here"
+        assert first.split()[:2] == [dataset.name, str(dataset.rows)]
+        assert f"  {where} " in first
+        assert ("not here" in first) == (where == "not here")
+        assert first.endswith(dataset.licence)
+        assert second.strip() == dataset.title
+
+
+def test_the_list_for_machines(type_in, tmp_path):
+    place = tmp_path / "cache" / "pneumoniamnist"
+    place.mkdir(parents=True)
+    (place / "pneumoniamnist.npz").touch()
+    code, out, _ = type_in("list", "--json")
+    assert code == 0
+    found = {facts["name"]: facts for facts in json.loads(out)}
+    assert found.keys() == DATASETS.keys()
+    assert found["pneumonia"] == {
+        "name": "pneumonia",
+        "title": "Pneumonia on chest X-rays, 28x28 (PneumoniaMNIST)",
+        "task": "pneumonia",
+        "rows": 5827,
+        "bytes": 4171077,
+        "licence": "CC BY 4.0",
+        "here": True,
+        "synthetic": False,
+    }
+    assert [name for name, facts in found.items() if facts["synthetic"]] == ["notes-synthetic", "pneumonia-synthetic"]
+    assert not found["mtsamples"]["here"]
+
+
+def test_show_counts_classes_and_hospitals(type_in):
+    code, out, err = type_in("show", "heart")
+    assert (code, err) == (0, "")
+    assert "rows: 918\n" in out
+    assert "duplicates removed: 2\n" in out
+    assert "classes: no disease 410, disease 508\n" in out
+    assert "hospitals: cleveland 303, hungarian 293, switzerland 123, va 199\n" in out
+    assert "split: none published\n" in out
+    assert "licence: CC BY 4.0\n" in out
+    assert "citation: Janosi, Steinbrunn, Pfisterer, Detrano" in out
+    assert "origin: UCI Machine Learning Repository" in out
+
+
+def test_show_for_machines_counts_the_published_split(type_in):
+    code, out, _ = type_in("show", "heart-flamby", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["split"] == {"training": 486, "test": 254}
+    assert facts["hospitals"] == {"cleveland": 303, "hungarian": 261, "switzerland": 46, "va": 130}
+    assert sum(facts["classes"].values()) == facts["rows"] == 740
+    assert facts["duplicates_removed"] == 0
+
+
+def test_show_says_synthetic(type_in):
+    code, out, _ = type_in("show", "notes-synthetic")
+    assert code == 0
+    assert out.startswith("title: SYNTHETIC clinical notes")
+    assert "where: SYNTHETIC\n" in out
+    assert "hospitals: none published\n" in out
+
+
+def test_show_tells_what_is_known_of_a_data_set_that_is_not_here(type_in):
+    code, out, err = type_in("show", "pneumonia")
+    assert code == 0
+    assert "where: not here\n" in out
+    assert "licence: CC BY 4.0\n" in out
+    assert "classes" not in out
+    assert err.startswith("fedward: data set pneumonia is not here: run 'fedward data get pneumonia'")
+
+
+def test_show_refuses_a_damaged_data_set(type_in, tmp_path):
+    place = tmp_path / "cache" / "pneumoniamnist"
+    place.mkdir(parents=True)
+    (place / "pneumoniamnist.npz").write_bytes(b"half")
+    code, out, err = type_in("show", "pneumonia")
+    assert (code, out) == (1, "")
+    assert "pneumoniamnist.npz: damaged or another version: 4 bytes" in err
+
+
+@pytest.mark.skipif(not MIRROR, reason="FEDWARD_DATA_MIRROR names no folder with the data sets")
+def test_get_and_show_read_a_mirror_in_place(type_in, monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDWARD_DATA_MIRROR", MIRROR)
+    code, out, _ = type_in("get", "questions-zh")
+    assert (code, out) == (0, f"questions-zh was already here: {MIRROR}/zh-internal-medicine-qa\n")
+    code, out, _ = type_in("get", "pneumonia", "--json")
+    assert code == 0
+    assert json.loads(out) == {"name": "pneumonia", "folder": f"{MIRROR}/pneumoniamnist", "downloaded": False}
+    code, out, _ = type_in("show", "pneumonia")
+    assert "split: training 5206, test 621\n" in out
+    assert not (tmp_path / "cache").exists()
+
+
+def test_get_says_what_needs_no_download(type_in):
+    assert type_in("get", "heart")[:2] == (0, "heart comes with this package; there is nothing to download\n")
+    code, out, _ = type_in("get", "pneumonia-synthetic")
+    assert (code, out) == (
+        0,
+        "pneumonia-synthetic is SYNTHETIC and made by this package; there is nothing to download\n",
+    )
+
+
+def test_get_says_why_it_cannot(type_in):
+    code, out, err = type_in("get", "mtsamples")
+    assert (code, out) == (1, "")
+    assert "can't be downloaded: It was parsed from 5,218 cached pages" in err
+    assert "set FEDWARD_DATA_MIRROR to a folder that holds mtsamples/mtsamples.csv.gz" in err
+
+
+@pytest.mark.parametrize("command", ["get", "show"])
+def test_an_unknown_name_is_wrong_usage(type_in, command):
+    code, out, err = type_in(command, "haert")
+    assert (code, out) == (2, "")
+    assert "unknown data set 'haert'; did you mean 'heart'?" in err
+
+
+def test_listing_imports_nothing_heavy():
+    script = "import sys, fedward; fedward.main(['data', 'list', '--json']); print(sorted({'tensorflow', 'keras', 'sklearn', 'pandas', 'flwr'} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
