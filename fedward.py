@@ -13,13 +13,16 @@ PACKAGES = ("client", "common", "server", "simulations")
 
 def main(words: list[str] | None = None) -> int:
     """Run one command; return its exit code: 0 done, 1 failed, 2 used wrongly, 3 refused by policy, 4 unreachable."""
-    args = parser().parse_args(words)
     try:
+        args = parser().parse_args(words)
         check_installation()
         return int(args.run(args))
     except FedwardError as error:
         print(f"fedward: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("fedward: stopped", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         sys.stderr.close()
         return 1

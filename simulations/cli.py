@@ -107,6 +107,8 @@ def simulate(args: argparse.Namespace) -> int:
             folder = folder or run.new_folder(args.out, scenario.run.task.name)
             record = run.simulate(scenario, folder, command, live.watcher)
         except KeyboardInterrupt:
+            if folder is None:
+                raise
             raise FedwardError(
                 f"stopped; what is finished is kept: go on with 'fedward simulate --resume {folder}'"
             ) from None

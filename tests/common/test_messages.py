@@ -99,13 +99,12 @@ class TestHostileReplies:
     def test_an_extra_record(self, record):
         assert code_of(good_records() | {SECRET: record}) == "extra"
 
-    @pytest.mark.parametrize("name", ["arrays", "statistics", "metrics", "config"])
-    @pytest.mark.parametrize("record", [ArrayRecord(), MetricRecord(), ConfigRecord()])
-    def test_a_record_of_another_kind(self, name, record):
-        records = good_records()
-        if isinstance(record, type(records[name])):
-            return
-        assert code_of(records | {name: record}) == "dtype"
+    @pytest.mark.parametrize("record", [ArrayRecord, MetricRecord, ConfigRecord])
+    def test_a_record_of_another_kind(self, record):
+        names = [name for name, good in good_records().items() if not isinstance(good, record)]
+        assert len(names) >= 2
+        for name in names:
+            assert code_of(good_records() | {name: record()}) == "dtype"
 
     @pytest.mark.parametrize("count", [7.0, float("nan"), [7], [7.0], []])
     def test_a_count_that_is_no_whole_number(self, count):

@@ -1,0 +1,110 @@
+"""Engines: the same scenario and seed give the same weights, wherever the work is done."""
+
+import importlib.util
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from common import flower
+from server.records import sha256
+from server.rounds import Plan
+from simulations.engines import ENGINES
+from simulations.hospitals import contexts, populate
+from simulations.local_grid import LocalGrid
+from simulations.scenario import read
+
+TABLES = {
+    "task": {"name": "heart", "hidden": 4},
+    "rounds": 2,
+    "strategy": "scaffold",
+    "training": {"epochs": 1, "compile": "graph"},
+    "simulation": {"dataset": "heart", "workers": 1, "comparators": False},
+}
+
+
+def play(folder, engine="local", population=None, **over):
+    scenario = read(TABLES, over)
+    outcomes, rounds = [], []
+    ENGINES[engine](
+        scenario, population or populate(scenario), Plan(scenario.run), folder, rounds.append, outcomes.append
+    )
+    (outcome,) = outcomes
+    assert [record.round for record in rounds] == [1, 2]
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def population():
+    return populate(read(TABLES))
+
+
+@pytest.fixture(scope="module")
+def local(population, tmp_path_factory):
+    return play(tmp_path_factory.mktemp("local"), population=population)
+
+
+class TestSeed:
+    def test_the_same_scenario_and_seed_give_the_same_weights(self, local, tmp_path):
+        again = play(tmp_path)
+        assert sha256(again.model.weights) == sha256(local.model.weights)
+        assert [record.metrics for record in again.rounds] == [record.metrics for record in local.rounds]
+
+    def test_another_seed_gives_others(self, local, tmp_path):
+        assert sha256(play(tmp_path, seed=2).model.weights) != sha256(local.model.weights)
+
+    def test_hospitals_are_in_the_order_of_their_names(self, local, population):
+        assert [member.name for member in local.members] == population.names == sorted(population.names)
+
+
+class TestLocalGrid:
+    def grid(self):
+        asked = []
+
+        def ask(message, context):
+            return lambda: asked.append(context.node_id) or message
+
+        return LocalGrid(ask, contexts(3)), asked
+
+    def message(self, grid, node):
+        from flwr.app import RecordDict
+
+        return grid.create_message(RecordDict(), "train", node, "1")
+
+    def test_every_message_goes_to_its_node_and_its_answer_can_be_pulled_once(self):
+        grid, asked = self.grid()
+        assert grid.get_node_ids() == [1, 2, 3]
+        with flower.identity(grid.run.run_id):
+            names = grid.push_messages([self.message(grid, node) for node in (3, 1)])
+        assert len(set(names)) == 2
+        assert asked == []  # nothing is done before someone waits for it
+        assert len(grid.pull_messages([names[1]])) == 1
+        assert asked == [1]
+        assert grid.pull_messages([names[1], "unknown"]) == []
+        assert len(grid.pull_messages(names)) == 1
+        assert asked == [1, 3]
+
+    def test_contexts_are_as_flower_makes_them(self):
+        made = contexts(2)
+        assert {node: dict(context.node_config) for node, context in made.items()} == {
+            1: {"partition-id": 0, "num-partitions": 2},
+            2: {"partition-id": 1, "num-partitions": 2},
+        }
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_bits(local, tmp_path):
+    outcome = play(tmp_path, simulation={**TABLES["simulation"], "workers": 2})
+    assert sha256(outcome.model.weights) == sha256(local.model.weights)
+    assert [replace(record, seconds=0.0) for record in outcome.rounds] == [
+        replace(record, seconds=0.0) for record in local.rounds
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'fedward[ray]'")
+@pytest.mark.filterwarnings("ignore")
+def test_ray_and_local_agree(local, tmp_path):
+    outcome = play(tmp_path, "ray")
+    np.testing.assert_allclose(outcome.model.weights, local.model.weights, atol=1e-5)
+    assert [record.asked for record in outcome.rounds] == [record.asked for record in local.rounds]
