@@ -211,7 +211,7 @@ def options(text: str, extend: Callable[[argparse.ArgumentParser], object] | Non
 
 def show(mark: str, title: str, rows: Sequence[Row], args: argparse.Namespace) -> None:
     """Print the rows as one table, or as JSON, as `options` say."""
-    cells = [HEAD, *(_cells(row) for row in rows)]
+    cells = [HEAD, *(_cells(row, "-" if args.no_peers else "not installed") for row in rows)]
     if args.json:
         table = [asdict(row) | {"ratio": row.ratio, "met": row.met} for row in rows]
         print(json.dumps({"title": title, "rows": table}, indent=1))
@@ -244,11 +244,11 @@ def put(path: Path, mark: str, title: str, cells: Sequence[Sequence[str]]) -> No
     path.write_text(f"{head}{begin}\n{block}\n{end}{tail}", encoding="utf-8")
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, absent: str) -> list[str]:
     sign = "≥" if row.kind in MORE else "≤"
     goal = f"{sign} {row.goal:g}" if row.kind in ("at most", "at least") else f"{sign} {row.goal:g} {row.kind}"
     met = {True: "yes", False: "NO", None: "-"}[row.met]
-    peer = "not installed" if row.peer is None and "peer" in row.kind else _number(row.peer)
+    peer = absent if row.peer is None and "peer" in row.kind else _number(row.peer)
     return [row.what, row.unit, _number(row.limit), peer, _number(row.ours), _number(row.ratio), goal, met]
 
 

@@ -47,8 +47,16 @@ def make_app(find: Finder) -> ClientApp:
     app = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:
-        seat = find(context)
-        return seat.around(message, lambda: _answer(seat, message, context))
+        try:
+            seat = find(context)
+            return seat.around(message, lambda: _answer(seat, message, context))
+        except FedwardError as error:
+            _log.warning("request refused: %s", error)
+            code = error.code if isinstance(error, UpdateRejected) else type(error).__name__
+            return Message(Error(REFUSED, code), reply_to=message)
+        except Exception:  # noqa: BLE001 - the border: whatever went wrong here, its text may hold a patient's value and must not travel
+            _log.exception("request failed")
+            return Message(Error(FAILED, "failed"), reply_to=message)
 
     app.train()(handle)
     app.evaluate()(handle)
@@ -58,19 +66,11 @@ def make_app(find: Finder) -> ClientApp:
 
 
 def _answer(seat: Seat, message: Message, context: Context) -> Message:
-    try:
-        request = messages.unpack_request(message.content)
-        state = _load(context)
-        reply = seat.worker.answer(message.metadata.message_type, seat.hospital, request, state)
-        _store(context, state)
-        return Message(messages.pack_reply(reply), reply_to=message)
-    except FedwardError as error:
-        _log.warning("request refused: %s", error)
-        code = error.code if isinstance(error, UpdateRejected) else type(error).__name__
-        return Message(Error(REFUSED, code), reply_to=message)
-    except Exception:  # noqa: BLE001 - the border: whatever went wrong here, its text may hold a patient's value and must not travel
-        _log.exception("request failed")
-        return Message(Error(FAILED, "failed"), reply_to=message)
+    request = messages.unpack_request(message.content)
+    state = _load(context)
+    reply = seat.worker.answer(message.metadata.message_type, seat.hospital, request, state)
+    _store(context, state)
+    return Message(messages.pack_reply(reply), reply_to=message)
 
 
 def _load(context: Context) -> State:

@@ -12,6 +12,8 @@ def start(threads: int = 1) -> None:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    # TensorFlow leaves oneDNN off where it sees no AVX-512; on AVX2 it still halves the time of a convolution (benchmarks/round.py).
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with _muted():
         import tensorflow as tf
 

@@ -4,10 +4,11 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,45 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         buffer, allow_pickle=False, facts=facts, **{f"state/{name}": array for name, array in checkpoint.state.items()}
     )
     write(path, buffer.getbuffer())
+
+
+class Saver:
+    """Writes a run's checkpoints, one a round, each while the next round runs; the one before is on disk before the next is begun.
+
+    Used as a context: at its end, also by an error or Ctrl-C, the last round handed over is on disk.
+    """
+
+    def __init__(self, path: Path | None, rounds: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._path = path
+        self._rounds = list(rounds)
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+        self._finish()
+
+    def save(self, state: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        """Hand over the state after a round and its record. A strategy never writes into arrays of a finished round, so they need no copy.
+
+        Raises
+        ------
+        DataError
+            When the checkpoint of the round before could not be written.
+        """
+        self._finish()
+        self._rounds.append(record)
+        if self._path:
+            checkpoint = Checkpoint(dict(state), {**facts, "rounds": list(self._rounds)})
+            self._writing = self._thread.submit(save, self._path, checkpoint)
+
+    def _finish(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
 
 
 def load(path: Path) -> Checkpoint | None:

@@ -116,17 +116,14 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
     coordinator = Coordinator(grid, plan, fleet, networks.dumps(preparation))
     if not history:
         _keep_best(state, history, plan.config)
-    stopped = _stopped(history, plan.config)
-    while not stopped:
-        record = coordinator.round(len(history) + 1, state)
-        history.append(record)
-        _keep_best(state, history, plan.config)
-        if watch:
-            watch(record)
-        if folder:
-            facts = {"preparation": preparation, "rounds": [asdict(row) for row in history]}
-            models.save(folder / models.NAME, models.Checkpoint(state, facts))
-        stopped = _stopped(history, plan.config)
+    with models.Saver(folder / models.NAME if folder else None, [asdict(row) for row in history]) as saver:
+        while not (stopped := _stopped(history, plan.config)):
+            record = coordinator.round(len(history) + 1, state)
+            history.append(record)
+            _keep_best(state, history, plan.config)
+            if watch:
+                watch(record)
+            saver.save(state, {"preparation": preparation}, asdict(record))
     final = state.get("best", state["weights"]) if stopped == "patience" else state["weights"]
     model = Model(final, coordinator.preparation, plan.local_parts)
     return Outcome(model, layout.digest, fleet.members, history, coordinator.judge(model), stopped, coordinator)
@@ -148,18 +145,21 @@ def _enrol(grid: Grid, plan: Plan) -> Fleet:
     nodes = _wait_for_nodes(grid, config)
     requests = {str(node): Message(content, dst_node_id=node, message_type=messages.STATISTICS) for node in nodes}
     replies: dict[str, tuple[int, Reply]] = {}
+    refused: set[str] = set()
     for node, message in exchange(grid, requests, config.limits.deadline_seconds):
         try:
             reply = _content_of(message, config)
             _check_enrolment(reply, plan.task)
         except UpdateRejected as error:
             _log.warning("node %s is left out of the run: %s (%s)", node, error.code, error)
+            refused.add(error.code)
             continue
         replies.setdefault(reply.texts["hospital"], (int(node), reply))
     ordered = [(name, *replies[name]) for name in sorted(replies)]
     if len(ordered) < config.selection.minimum:
         raise QuorumError(
             f"{len(ordered)} hospitals are here, and selection.minimum asks for {config.selection.minimum}"
+            + (f"; others were left out for {', '.join(sorted(refused))}" if refused else "")
         )
     members = [_member(name, group("count", reply.statistics)) for name, _, reply in ordered]
     statistics = total(group("task", reply.statistics) for *_, reply in ordered)

@@ -159,14 +159,13 @@ def seat_of(text: str, context: Context) -> Seat:
     Raises
     ------
     ConfigError
-        When the federation was started with another count of nodes than the scenario ``text`` has hospitals.
+        When the federation has fewer nodes than the scenario ``text`` has hospitals, or this node is one too many.
     """
     seats = population_of(text).seats
-    if int(context.node_config["num-partitions"]) != len(seats):
-        raise ConfigError(
-            f"the federation has {context.node_config['num-partitions']} nodes, and the scenario {len(seats)} hospitals"
-        )
-    return seats[int(context.node_config["partition-id"])]
+    node, nodes = (int(context.node_config[key]) for key in ("partition-id", "num-partitions"))
+    if nodes < len(seats) or node >= len(seats):
+        raise ConfigError(f"node {node} of {nodes} has no part in a scenario of {len(seats)} hospitals")
+    return seats[node]
 
 
 @lru_cache(maxsize=2)

@@ -23,15 +23,15 @@ class Notes:
     Guarantee
     ---------
     No word leaves a hospital. Every token is hashed to one of 262,144 buckets, and a hospital reports a bucket only where at
-    least ``minimum_records`` of its records hold a token of it, and then no more than that count and that it has it. So a name
-    that stands in one record (below the minimum) changes nothing in what leaves. Buckets that fewer than ``minimum_hospitals``
-    hospitals reported are not in the vocabulary, and numbers are never words: every digit is read as 0.
+    least ``minimum_records`` of its records hold a token of it: how many they are, and that it has it. So the bucket of a name
+    that stands in fewer records is absent from what leaves. Buckets that fewer than ``minimum_hospitals`` hospitals reported
+    are not in the vocabulary, and numbers are never words: every digit is read as 0.
 
     Edge cases
     ----------
     - Records are counted, not patients: a patient with ``minimum_records`` notes can bring a name over the minimum.
-    - A rare word may share its bucket with a common one (about 4 in 100 do): it is then encoded as that word. The report tells
-      nothing of it but one more in a count that the common word made.
+    - A rare word may share its bucket with a common one (about 4 in 100 do): it is then counted and encoded as that word. The
+      report shows at most a slightly larger count.
     - Hashing hides words from a reader, not from a guesser: the key is public, so whoever sees one hospital's report can test any
       word he thinks of, and learns in how many records it (or its bucket) is. What protects there is ``minimum_records``; a secure sum
       shows the coordinator only the sums. Nothing here is differential privacy: counts are exact.
@@ -73,7 +73,7 @@ class Notes:
             parts={"head": ("output",), "embedding": ("embedding",)},
             defaults={
                 "rounds": 30,
-                "training": {"optimizer": "adam", "learning_rate": 0.003, "batch_size": 32, "epochs": 1},
+                "training": {"optimizer": "adam", "learning_rate": 0.01, "batch_size": 32, "epochs": 1},
             },
         )
 

@@ -41,9 +41,18 @@ class Pneumonia:
             build=self.network,
             augment=self.augment,
             parts={"head": ("output",)} | ({"normalisation": ("norm",)} if self.normalisation == "batch" else {}),
+            # Chosen on the published validation images, 10 hospitals, labels by Dirichlet 0.3: momentum belongs at the server, because
+            # at a hospital that has one class alone it only carries further astray.
             defaults={
-                "rounds": 30,
-                "training": {"optimizer": "momentum", "learning_rate": 0.02, "batch_size": 32, "epochs": 1},
+                "rounds": 60,
+                "strategy": {"name": "fedavgm", "momentum": 0.9},
+                "training": {
+                    "optimizer": "sgd",
+                    "learning_rate": 0.03,
+                    "learning_rate_decay": 0.98,
+                    "batch_size": 32,
+                    "epochs": 1,
+                },
             },
         )
 
