@@ -107,12 +107,37 @@ class TestResume:
         assert (tmp_path / NAME).read_bytes() == before
         assert facts_of(again) == facts_of(uninterrupted("fedavg"))
 
-    def test_hospitals_states_of_two_rounds_stay(self, federation, tmp_path):
+    def test_hospitals_states_of_three_rounds_stay(self, federation, tmp_path):
         play(federation, {**METHODS["scaffold"], "rounds": 5}, tmp_path)
-        assert sorted(path.name for path in tmp_path.glob("hospitals-*")) == [
-            "hospitals-00004.npz",
-            "hospitals-00005.npz",
-        ]
+        kept = sorted(path.name for path in tmp_path.glob("hospitals-*"))
+        assert kept == [f"hospitals-0000{number}.npz" for number in (3, 4, 5)]
+
+    def test_a_checkpoint_that_is_written_late_still_finds_its_hospitals_states(
+        self, federation, uninterrupted, tmp_path, monkeypatch
+    ):
+        """A checkpoint is written while the next round runs, so that of round 1 may be the last one when round 3 is over."""
+        write, checkpoints = models.write, []
+
+        def fail_from_the_second_on(path, content):
+            checkpoints.extend([path] if path.name == NAME else [])
+            if len(checkpoints) > 1:
+                raise DataError(f"{path}: cannot be written")
+            write(path, content)
+
+        monkeypatch.setattr(models, "write", fail_from_the_second_on)
+        with pytest.raises(DataError, match="cannot be written"):
+            play(federation, METHODS["scaffold"], tmp_path)
+        monkeypatch.undo()
+        assert len(models.load(tmp_path / NAME).facts["rounds"]) == 1
+        resumed = play(federation, METHODS["scaffold"], tmp_path)
+        assert sha256(resumed.model.weights) == sha256(uninterrupted("scaffold").model.weights)
+
+    def test_hospitals_states_that_are_gone_are_missed(self, federation, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            play(federation, METHODS["scaffold"], tmp_path, ROUNDS)
+        (tmp_path / f"hospitals-0000{ROUNDS - 1}.npz").unlink()
+        with pytest.raises(DataError, match=f"hospitals-0000{ROUNDS - 1}.npz: missing"):
+            play(federation, METHODS["scaffold"], tmp_path)
 
     def test_hospitals_that_keep_nothing_leave_no_file(self, federation, tmp_path):
         play(federation, METHODS["fedavg"], tmp_path)

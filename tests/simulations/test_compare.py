@@ -12,7 +12,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import fake_record
+from tests.simulations.test_report import fake_record
 
 from common.errors import DataError, UsageError
 from simulations import compare, compare_cli

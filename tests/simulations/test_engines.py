@@ -57,6 +57,24 @@ class TestSeed:
         assert [member.name for member in local.members] == population.names == sorted(population.names)
 
 
+class TestResume:
+    def test_stopped_and_started_again_it_ends_with_the_same_bits(self, population, local, tmp_path):
+        """SCAFFOLD's control variates at the hospitals have to come back too."""
+        scenario, told, outcomes = read(TABLES), [], []
+
+        def stop(record):
+            told.append(record.round)
+            if told == [1, 2]:
+                raise KeyboardInterrupt
+
+        run = ENGINES["local"]
+        with pytest.raises(KeyboardInterrupt):
+            run(scenario, population, Plan(scenario.run), tmp_path, stop, outcomes.append)
+        run(scenario, population, Plan(scenario.run), tmp_path, stop, outcomes.append)
+        assert told == [1, 2, 2]
+        assert sha256(outcomes[0].model.weights) == sha256(local.model.weights)
+
+
 class TestLocalGrid:
     def grid(self):
         asked = []

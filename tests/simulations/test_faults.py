@@ -84,6 +84,12 @@ class TestEach:
         assert dropped(other) != dropped(outcome)
 
 
+def test_each_fault_is_drawn_on_its_own(federation):
+    counts = Counter(outcomes(federation, dropouts=0.5, stragglers=0.5, nan_updates=0.5))
+    for reason, share in {"dropout": 1 / 2, "late": 1 / 4, "nan": 1 / 8, "good": 1 / 8}.items():
+        assert counts[reason] == pytest.approx(400 * share, abs=4 * (400 * share * (1 - share)) ** 0.5)
+
+
 @pytest.mark.parametrize(("codec", "code"), [("float16", "nan"), ("int8", "range"), ("topk", "nan")])
 def test_nan_updates_are_dropped_whatever_the_codec(federation, codec, code):
     faulty = {"south": scripts(federation, nan_updates=1.0)["south"]}
