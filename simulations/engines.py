@@ -9,7 +9,7 @@ from flwr.app import Context
 
 from client.app import Seat, make_app
 from common import flower, wire
-from common.errors import UsageError
+from common.errors import DataError, UsageError
 from server import app as server_app
 from server import models
 from server.records import RoundRecord
@@ -73,7 +73,10 @@ ENGINES: dict[str, Engine] = {"local": local, "ray": ray}
 
 
 class Shelf:
-    """What virtual hospitals keep between rounds, in one file a round; those of the last two rounds stay, since the checkpoint may be of either."""
+    """What virtual hospitals keep between rounds, in one file a round.
+
+    Those of the last three rounds stay: when a round's are written, the checkpoint of the round before may still be on its way to the disk.
+    """
 
     def __init__(self, folder: Path, nodes: Mapping[int, Context]) -> None:
         self._folder = folder
@@ -93,12 +96,21 @@ class Shelf:
                 for name, array in wire.from_record(record).items()
             }
             models.save(self._path(number), models.Checkpoint(arrays))
-            self._path(number - 2).unlink(missing_ok=True)
+            self._path(number - 3).unlink(missing_ok=True)
 
     def load(self) -> None:
-        """Give the hospitals what they kept when the checkpoint was written."""
+        """Give the hospitals what they kept when the checkpoint was written.
+
+        Raises
+        ------
+        DataError
+            When that file is missing, and those of other rounds are there.
+        """
         checkpoint = models.load(self._folder / models.NAME)
-        kept = models.load(self._path(len(checkpoint.facts["rounds"]))) if checkpoint else None
+        path = self._path(len(checkpoint.facts["rounds"]) if checkpoint else 0)
+        kept = models.load(path)
+        if checkpoint and not kept and any(self._folder.glob("hospitals-*.npz")):
+            raise DataError(f"{path}: missing; the run can't go on as it was, start it anew")
         records: dict[int, dict[str, Any]] = defaultdict(dict)
         for key, array in kept.state.items() if kept else ():
             node, _, name = key.partition("/")
