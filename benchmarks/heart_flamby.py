@@ -21,8 +21,9 @@ from common.config import assign, merge
 from common.network import seed_for
 from common.tasks.task import rows_of, take
 from server import rounds
+from server.plan import Plan
 from server.records import Results
-from server.rounds import Plan
+from server.results import results_of
 from simulations import hospitals
 from simulations import scenario as scenarios
 from simulations.engines import grid_of
@@ -47,7 +48,7 @@ def train(scenario: Scenario, population: Population, members: Sequence[Hospital
     plan = Plan(replace(scenario.run, evaluation=replace(scenario.run.evaluation, every=0)))
     with flower.identity(1):
         outcome = rounds.run(grid_of([Seat(population.worker, member) for member in members]), plan)
-    return rounds.results_of(plan.task, outcome.tests)
+    return results_of(plan.task, outcome.tests)
 
 
 def scores(results: Results) -> tuple[float, float]:

@@ -151,7 +151,7 @@ class Idle(Worker):
 def empty(work: Work, rounds: int, folder: Path | None) -> dict[str, Any]:
     """Run rounds through ServerApp, grid and ClientApp whose hospitals change nothing; with a folder, save a checkpoint every round."""
     from server.app import make_app
-    from server.rounds import Plan
+    from server.plan import Plan
     from simulations.engines import grid_of
     from simulations.hospitals import context, seat_for
 

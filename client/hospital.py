@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from common.tasks.task import Records
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hospital:
-    """A hospital's raw rows. No patient is in two of the three parts; ``validation`` is empty unless the run stops early."""
+    """A hospital's raw rows. Compared by identity. No patient is in two of the three parts; ``validation`` is empty unless the run stops early."""
 
     name: str
     train: Records

@@ -59,7 +59,7 @@ class Worker:
         self._threads = threads
         self._prepared: dict[tuple[Choice, str, str, int], Prepared] = {}
         self._functions: dict[str, dict[Any, Callable[..., Any]]] = {}
-        self._held: dict[tuple[str, str], tuple[str, Held]] = {}
+        self._held: dict[tuple[Hospital, str], tuple[str, Held]] = {}
         self._answers: dict[str, Callable[[Hospital, Request, State], Reply]] = {
             STATISTICS: self._statistics,
             TRAIN: self._train,
@@ -190,11 +190,11 @@ class Worker:
     def _hold(self, hospital: Hospital, part: str, task: Task, request: Request) -> Held:
         """Encode a part of the hospital's rows, once for a preparation."""
         preparation = str(request.options["preparation"])
-        known, held = self._held.get((hospital.name, part), ("", None))
+        known, held = self._held.get((hospital, part), ("", None))
         if held is None or known != preparation:
             examples = task.encode(_parts(hospital)[part], json.loads(preparation))
             held = _held(examples, padded=part == "train" and task.xla)
-            self._held[hospital.name, part] = (preparation, held)
+            self._held[hospital, part] = (preparation, held)
         return held
 
 

@@ -8,7 +8,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from server import rounds
-from server.rounds import Outcome, Plan
+from server.plan import Plan
+from server.rounds import Outcome
 
 
 def make_app(

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,15 @@ class Results:
 def sha256(weights: Vector) -> str:
     """Return the SHA-256, in hex, of the weights as little-endian float32."""
     return hashlib.sha256(np.ascontiguousarray(weights, "<f4").tobytes()).hexdigest()
+
+
+def finite(facts: Any) -> Any:
+    """Return the same facts with None for every number that is not finite, for which JSON has no word."""
+    if isinstance(facts, Mapping):
+        return {key: finite(value) for key, value in facts.items()}
+    if isinstance(facts, list | tuple):
+        return [finite(value) for value in facts]
+    return None if isinstance(facts, float) and not math.isfinite(facts) else facts
 
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from common import messages, wire
+from common import messages
 from common import network as networks
 from common.config import RunConfig
 from common.errors import ConfigError, QuorumError, UpdateRejected
@@ -25,75 +24,34 @@ from common.layout import Vector
 from common.messages import Reply, group
 from common.network import seed_for
 from common.statistics import Statistics, total
-from common.tasks import task_of
-from common.tasks.task import Records, Task
+from common.tasks.task import Task
 from common.update import Update
-from server import models
-from server.records import Dropped, Member, Model, Part, Results, RoundRecord
-from server.strategies import strategy_of
-from server.strategies.strategy import State, Strategy
+from server import checks, models
+from server.plan import Plan
+from server.records import Dropped, Member, Model, Part, RoundRecord
+from server.strategies.strategy import State
 
 Watch = Callable[[RoundRecord], None]
-
-MOST = 1e15
-"""Largest sum over its patients that a hospital may report: far beyond any real one, and far below where sums of them overflow."""
-DTYPES = {"number": np.float64, "category": np.float64, "image": np.uint8, "text": np.object_}
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run leaves. ``tests`` are each hospital's statistics of its test patients under the final model."""
+    """What a finished run leaves.
+
+    ``tests`` are each hospital's statistics of its test patients under the final model, which is that after ``trained`` rounds: all, or with early
+    stopping those up to the lowest loss.
+    """
 
     model: Model
     layout_sha256: str
     members: list[Member]
     rounds: list[RoundRecord]
+    trained: int
     tests: dict[str, Statistics]
     stopped: str
     coordinator: "Coordinator"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is fixed before round 1. ``personal`` is false for comparators: then no part of the model stays at a hospital."""
-
-    config: RunConfig
-    personal: bool = True
-
-    @cached_property
-    def task(self) -> Task:
-        """Return the task."""
-        return task_of(self.config.task)
-
-    @cached_property
-    def strategy(self) -> Strategy:
-        """Return the strategy.
-
-        Raises
-        ------
-        ConfigError
-            When the strategy keeps a part at the hospital that the task's model does not have.
-        """
-        strategy = strategy_of(self.config.strategy)
-        for part in strategy.client.local_parts:
-            if not self.task.parts.get(part):
-                raise ConfigError(
-                    f"strategy.name: {self.config.strategy.name!r} keeps the part {part!r} of the model at each hospital, "
-                    f"and this task's model has none; its parts: {', '.join(self.task.parts) or 'none'}"
-                )
-        return strategy
-
-    @cached_property
-    def local_parts(self) -> tuple[str, ...]:
-        """Return the parts that stay at the hospital."""
-        return (*self.task.local, *self.strategy.client.local_parts) if self.personal else ()
-
-    @cached_property
-    def text(self) -> str:
-        """Return the settings as they travel."""
-        return messages.run_text(self.config)
 
 
 def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None = None) -> Outcome:
@@ -107,8 +65,10 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
         When too few hospitals answered in a round and in its retries; the last whole round stays saved.
     """
     _ = plan.strategy  # a contradiction is refused before anyone is asked
-    fleet = _enrol(grid, plan)
     saved = models.load(folder / models.NAME) if folder else None
+    if saved and saved.facts.get("run") != plan.text:
+        raise ConfigError(f"{folder}: its checkpoint is of a run with other settings; choose another folder")
+    fleet = _enrol(grid, plan)
     preparation = saved.facts["preparation"] if saved else plan.task.fit(fleet.statistics)
     weights, layout = networks.initial(plan.task, preparation, plan.local_parts, plan.config.seed)
     state = dict(saved.state) if saved else plan.strategy.init(weights, len(fleet.members))
@@ -123,10 +83,11 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
             _keep_best(state, history, plan.config)
             if watch:
                 watch(record)
-            saver.save(state, {"preparation": preparation}, asdict(record))
-    final = state.get("best", state["weights"]) if stopped == "patience" else state["weights"]
-    model = Model(final, coordinator.preparation, plan.local_parts)
-    return Outcome(model, layout.digest, fleet.members, history, coordinator.judge(model), stopped, coordinator)
+            saver.save(state, {"run": plan.text, "preparation": preparation}, asdict(record))
+    model = Model(state.get("best", state["weights"]), coordinator.preparation, plan.local_parts)
+    trained = len(history) - (_rounds_without_gain(history, plan.config) + 1 if "best" in state else 0)
+    tests = coordinator.judge(dict.fromkeys(fleet.nodes, model))
+    return Outcome(model, layout.digest, fleet.members, history, trained, tests, stopped, coordinator)
 
 
 @dataclass(frozen=True)
@@ -136,6 +97,11 @@ class Fleet:
     nodes: Mapping[str, int]
     members: list[Member]
     statistics: Statistics
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Return each hospital's count of training patients, which no update of it may exceed."""
+        return {member.name: member.train.rows for member in self.members}
 
 
 def _enrol(grid: Grid, plan: Plan) -> Fleet:
@@ -148,8 +114,8 @@ def _enrol(grid: Grid, plan: Plan) -> Fleet:
     refused: set[str] = set()
     for node, message in exchange(grid, requests, config.limits.deadline_seconds):
         try:
-            reply = _content_of(message, config)
-            _check_enrolment(reply, plan.task)
+            reply = checks.reply_of(message, config)
+            checks.check_enrolment(reply, plan.task)
         except UpdateRejected as error:
             _log.warning("node %s is left out of the run: %s (%s)", node, error.code, error)
             refused.add(error.code)
@@ -160,6 +126,11 @@ def _enrol(grid: Grid, plan: Plan) -> Fleet:
         raise QuorumError(
             f"{len(ordered)} hospitals are here, and selection.minimum asks for {config.selection.minimum}"
             + (f"; others were left out for {', '.join(sorted(refused))}" if refused else "")
+        )
+    drawn = drawn_of(len(ordered), config)
+    if drawn < plan.strategy.minimum_updates:
+        raise ConfigError(
+            f"strategy.name: {config.strategy.name!r} needs {plan.strategy.minimum_updates} updates a round, and {drawn} hospitals are drawn"
         )
     members = [_member(name, group("count", reply.statistics)) for name, _, reply in ordered]
     statistics = total(group("task", reply.statistics) for *_, reply in ordered)
@@ -226,7 +197,7 @@ class Coordinator:
         begun = time.perf_counter()
         asked = self.select(number)
         need = max(math.ceil(self.config.limits.quorum * len(asked)), self.plan.strategy.minimum_updates)
-        tally = Tally(self.plan.task, [member.name for member in self.fleet.members])
+        tally = Tally(self.plan.task)
         waiting, attempt = asked, 0
         while True:
             self._attempt(number, attempt, waiting, state, tally)
@@ -246,8 +217,8 @@ class Coordinator:
 
     def select(self, number: int) -> list[str]:
         """Draw the hospitals of a round, in the order of their names; the draw follows from seed and round number alone."""
-        names, selection = list(self.fleet.nodes), self.config.selection
-        count = min(max(round(selection.fraction * len(names)), selection.minimum), len(names))
+        names = list(self.fleet.nodes)
+        count = drawn_of(len(names), self.config)
         if count == len(names):
             return names
         generator = np.random.default_rng(seed_for(self.config.seed, "select", number))
@@ -265,18 +236,24 @@ class Coordinator:
         requests = {name: self._message(name, content, messages.TRAIN, f"{number}.{attempt}") for name in names}
         for name, message in exchange(self.grid, requests, self.config.limits.deadline_seconds):
             tally.bytes_down += down
+            tally.bytes_up += messages.bytes_of(message.content) if message is not None and message.has_content() else 0
             try:
-                update = check(name, message, size, self.plan, tally)
+                most = min(self.fleet.rows[name], self.config.limits.examples)
+                update = checks.update_of(name, message, size, self.plan, most)
             except UpdateRejected as error:
                 tally.dropped.append(Dropped(name, error.code, str(error)))
                 continue
             self.plan.strategy.accumulate(state, update)
             tally.add(update)
 
-    def judge(self, model: Model) -> dict[str, Statistics]:
-        """Have every hospital judge a model on its test patients; return their statistics by hospital."""
-        content = self._content({"weights": model.weights}, _described(model))
-        requests = {name: self._message(name, content, messages.EVALUATE, "judge") for name in self.fleet.nodes}
+    def judge(self, judged: Mapping[str, Model]) -> dict[str, Statistics]:
+        """Have hospitals judge a model each, most often the same, on their test patients; return their statistics by hospital."""
+        contents = {
+            id(model): self._content({"weights": model.weights}, _described(model)) for model in judged.values()
+        }
+        requests = {
+            name: self._message(name, contents[id(model)], messages.EVALUATE, "judge") for name, model in judged.items()
+        }
         return self._gather(requests, "test")
 
     def compare(self, model: Model, others: Mapping[str, Model]) -> dict[str, Statistics]:
@@ -293,9 +270,10 @@ class Coordinator:
         found: dict[str, Statistics] = {}
         for name, message in exchange(self.grid, requests, self.config.limits.deadline_seconds):
             try:
-                statistics = group(part, _content_of(message, self.config).statistics)
+                statistics = group(part, checks.reply_of(message, self.config).statistics)
                 if statistics:
-                    _check_sums(statistics, _judged(self.plan.task, part), -MOST if part == "compare" else 0.0)
+                    shapes = checks.judged(self.plan.task.objective, len(self.plan.task.classes), part)
+                    checks.check_sums(statistics, shapes, -checks.MOST if part == "compare" else 0.0)
             except UpdateRejected as error:
                 _log.warning("%s: statistics left out: %s (%s)", name, error.code, error)
                 continue
@@ -317,9 +295,8 @@ class Coordinator:
 class Tally:
     """What has come in during a round."""
 
-    def __init__(self, task: Task, names: list[str]) -> None:
+    def __init__(self, task: Task) -> None:
         self._task = task
-        self._names = names
         self.answered: list[str] = []
         self.dropped: list[Dropped] = []
         self.bytes_down = 0
@@ -357,122 +334,13 @@ class Tally:
         )
 
 
-def check(name: str, message: Message | None, size: int, plan: Plan, tally: Tally) -> Update:
-    """Turn an answer that may come from anyone into an update, or say why not.
-
-    Raises
-    ------
-    UpdateRejected
-        With the code ``late``, the hospital's own code, ``missing``, ``extra``, ``shape``, ``dtype``, ``range``, ``count``, ``nan``, ``inf`` or ``norm``.
-    """
-    if message is not None and message.has_content():
-        tally.bytes_up += messages.bytes_of(message.content)
-    reply = _content_of(message, plan.config)
-    if not 0 < reply.num_examples <= plan.config.limits.examples:
-        raise UpdateRejected("count", f"num-examples: expected 1 to {plan.config.limits.examples}")
-    controls = plan.strategy.client.controls
-    vector = wire.CODECS[plan.config.update.codec].decode(reply.arrays, size * (2 if controls else 1))
-    _check_values(vector, plan.config.limits.update_norm)
-    _check_statistics(reply.statistics, plan.task)
-    return Update(name, vector[:size], reply.num_examples, vector[size:] if controls else None, reply.statistics)
-
-
-def _content_of(message: Message | None, config: RunConfig) -> Reply:
-    if message is None:
-        raise UpdateRejected("late", f"no answer within {config.limits.deadline_seconds:g} s")
-    if not message.has_content():
-        raise UpdateRejected(_code(message.error.reason), "the hospital answered with an error")
-    return messages.unpack_reply(message.content)
-
-
-def _check_values(vector: Vector, cap: float) -> None:
-    with np.errstate(all="ignore"):
-        norm = math.sqrt(float(np.dot(vector, vector)))
-    # One pass decides in the usual case: a finite norm means that every value is finite.
-    if not math.isfinite(norm):
-        if np.isnan(vector).any():
-            raise UpdateRejected("nan", "the update holds NaN")
-        if np.isinf(vector).any():
-            raise UpdateRejected("inf", "the update holds Inf")
-        raise UpdateRejected(
-            "norm", "the update's norm is beyond float32; times its count of patients, it would be Inf in the sum"
-        )
-    if cap and norm > cap:
-        raise UpdateRejected("norm", f"the update's norm {norm:.3g} is above limits.update_norm {cap:g}")
-
-
-def _check_enrolment(reply: Reply, task: Task) -> None:
-    if not reply.texts.get("hospital"):
-        raise UpdateRejected("missing", "the hospital's name is missing")
-    nobody: Records = {column.name: np.zeros((0, *column.shape), DTYPES[column.kind]) for column in task.columns}
-    moments = {name: value.shape for name, value in task.summarise(nobody).items()}
-    counts = dict.fromkeys(("train", "validation", "test"), (len(task.classes),))
-    _check_sums(group("task", reply.statistics), moments, -MOST)
-    _check_sums(group("count", reply.statistics), counts)
-
-
-def _check_statistics(statistics: Statistics, task: Task) -> None:
-    shapes: dict[str, tuple[int, ...]] = {"train/loss": (2,)}
-    for part in ("test", "validation"):
-        if group(part, statistics):
-            shapes |= {f"{part}/{name}": shape for name, shape in _judged(task, part).items()}
-    _check_sums(statistics, shapes)
-
-
-def _judged(task: Task, part: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the statistics that a model is judged by, or two by comparison."""
-    labels, scores = np.zeros(0, np.int32), np.zeros((0, len(task.classes)))
-    objective = task.objective
-    empty = objective.compare(labels, scores, scores) if part == "compare" else objective.summarise(labels, scores)
-    return {name: value.shape for name, value in empty.items()}
-
-
-def _check_sums(statistics: Statistics, shapes: Mapping[str, tuple[int, ...]], least: float = 0.0) -> None:
-    """Refuse statistics that are not exactly those expected; their names are the sender's own words and stay out of the message."""
-    for name, shape in shapes.items():
-        if name not in statistics:
-            raise UpdateRejected("missing", f"statistic {name!r} is missing")
-        value = statistics[name]
-        if value.shape != shape:
-            raise UpdateRejected("shape", f"statistic {name!r}: expected shape {shape}, got {value.shape}")
-        if value.dtype != np.float64 or not np.isfinite(value).all():
-            raise UpdateRejected("dtype", f"statistic {name!r}: expected finite float64")
-        if value.size and not least <= value.min() <= value.max() <= MOST:
-            raise UpdateRejected("range", f"statistic {name!r}: expected sums from {least:g} to {MOST:g}")
-    if len(statistics) > len(shapes):
-        raise UpdateRejected("extra", f"a statistic came that is not expected; expected: {', '.join(shapes)}")
+def drawn_of(hospitals: int, config: RunConfig) -> int:
+    """Return how many of so many hospitals a round draws."""
+    return min(max(round(config.selection.fraction * hospitals), config.selection.minimum), hospitals)
 
 
 def _described(model: Model) -> dict[str, str]:
     return {"preparation": model.preparation, "local-parts": ",".join(model.local_parts)}
-
-
-def _code(reason: str | None) -> str:
-    """Keep a hospital's error code only where it is one: a short word, never a sentence."""
-    return reason if reason and reason.isidentifier() and len(reason) <= 32 else "error"
-
-
-def results_of(task: Task, statistics: Mapping[str, Statistics]) -> Results:
-    """Compute metrics with intervals by hospital and over all test patients."""
-    merged = total(statistics.values())
-    hospitals = {name: _intervals(task.objective.compute(parts)) for name, parts in statistics.items()}
-    return Results(_intervals(task.objective.compute(merged)), hospitals, task.objective.curves(merged))
-
-
-def differences_of(task: Task, statistics: Mapping[str, Statistics]) -> dict[str, Any]:
-    """Compute paired differences with intervals by hospital and over all test patients."""
-    differences = task.objective.differences
-    return {
-        "pooled": _intervals(differences(total(statistics.values()))),
-        "hospitals": {name: _intervals(differences(parts)) for name, parts in statistics.items()},
-    }
-
-
-def _intervals(estimates: Mapping[str, Any]) -> dict[str, list[float | None]]:
-    return {
-        name: [float(number) if math.isfinite(number) else None for number in estimate]
-        for name, estimate in estimates.items()
-    }
 
 
 def _keep_best(state: State, history: list[RoundRecord], config: RunConfig) -> None:

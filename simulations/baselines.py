@@ -4,8 +4,8 @@ Both are federations of one hospital, run by the same code: same model, same tra
 federated run took.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,34 +22,33 @@ from common.config import (
 )
 from common.tasks.task import Records, rows_of
 from server import rounds
-from server.rounds import Outcome, Plan
+from server.plan import Plan
+from server.records import Model
+from server.rounds import Outcome
 from simulations.engines import grid_of
 from simulations.hospitals import Population
 
 
-def local_only(population: Population, config: RunConfig, federated: Outcome) -> dict[str, Outcome]:
-    """Train every hospital alone, for as many rounds as its updates were used."""
+def local_only(population: Population, config: RunConfig, federated: Outcome) -> dict[str, Model]:
+    """Train every hospital alone, for as many rounds as its updates went into the federated model, and one if they never did."""
     took_part = dict.fromkeys(population.names, 0)
-    for record in federated.rounds:
+    for record in federated.rounds[: max(federated.trained, 1)]:
         for name in record.answered:
             took_part[name] += 1
-    return {
-        hospital.name: _alone(population, hospital, config, took_part[hospital.name])
-        for hospital in population.hospitals
-        if took_part[hospital.name]
-    }
+    return {h.name: _alone(population, h, config, max(took_part[h.name], 1)) for h in population.hospitals}
 
 
-def centralised(population: Population, config: RunConfig, federated: Outcome) -> Outcome:
+def centralised(population: Population, config: RunConfig, federated: Outcome) -> dict[str, Model]:
     """Train on all patients in one place, until they have been seen as often as in the federated run."""
     pooled = Hospital(
         "all", *(_pool([getattr(h, part) for h in population.hospitals]) for part in ("train", "validation", "test"))
     )
-    seen = sum(record.examples for record in federated.rounds)
-    return _alone(population, pooled, config, max(1, round(seen / rows_of(pooled.train))))
+    seen = sum(record.examples for record in federated.rounds[: max(federated.trained, 1)])
+    model = _alone(population, pooled, config, max(1, round(seen / rows_of(pooled.train))))
+    return dict.fromkeys(population.names, model)
 
 
-def _alone(population: Population, hospital: Hospital, config: RunConfig, number: int) -> Outcome:
+def _alone(population: Population, hospital: Hospital, config: RunConfig, number: int) -> Model:
     """Run a federation of one. Nothing is lost by sending, kept back or drawn; a limit on updates has no one to guard against."""
     settings = replace(
         config,
@@ -61,8 +60,22 @@ def _alone(population: Population, hospital: Hospital, config: RunConfig, number
         evaluation=EvaluationConfig(every=0),
         stopping=StoppingConfig(),
     )
-    return rounds.run(grid_of([Seat(population.worker, hospital)]), Plan(settings, personal=False))
+    return rounds.run(grid_of([Seat(population.worker, hospital)]), Plan(settings, personal=False)).model
 
 
 def _pool(parts: list[Records]) -> Mapping[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class Comparator:
+    """A way to train without a federation: what it is called while it runs, and the model that it gives each hospital."""
+
+    stage: str
+    train: Callable[[Population, RunConfig, Outcome], Mapping[str, Model]]
+
+
+COMPARATORS = {
+    "local": Comparator("each hospital alone", local_only),
+    "central": Comparator("all patients in one place", centralised),
+}

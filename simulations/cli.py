@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,22 +97,24 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def simulate(args: argparse.Namespace) -> int:
     """Run ``fedward simulate``."""
-    scenario, folder = _opened(args)
-    command = shlex.join(["fedward", *sys.argv[1:]])
+    _start_flower()
+    scenario, resumed = _opened(args)
+    from simulations import run
     from simulations.live import Live
 
+    folder = resumed or run.new_folder(args.out, scenario.run.task.name)
+    again = shlex.join(["fedward", "simulate", str(folder / run.CONFIG)])
+    command = again if resumed else shlex.join(["fedward", *sys.argv[1:]])
     with Live(scenario, quiet=args.json) as live:
         try:
-            from simulations import run
-
-            folder = folder or run.new_folder(args.out, scenario.run.task.name)
             record = run.simulate(scenario, folder, command, live.watcher)
         except KeyboardInterrupt:
-            if folder is None:
-                raise
-            raise FedwardError(
-                f"stopped; what is finished is kept: go on with 'fedward simulate --resume {folder}'"
-            ) from None
+            begun = (folder / run.CONFIG).exists()
+            kept = f"what is finished is kept: go on with 'fedward simulate --resume {folder}'"
+            raise FedwardError(f"stopped; {kept}" if begun else "stopped before anything was trained") from None
+        finally:
+            with suppress(OSError):
+                folder.rmdir()  # only where nothing was written into it
     if args.json:
         print(json.dumps(record, ensure_ascii=False))
     else:
@@ -119,8 +122,17 @@ def simulate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _start_flower() -> None:
+    """Check Flower's version and forbid it to call home, before anything imports it."""
+    from common import flower
+
+    flower.check_version()
+    flower.quiet()
+
+
 def sweep(args: argparse.Namespace) -> int:
     """Run ``fedward sweep``."""
+    _start_flower()
     from simulations import compare, compare_cli
     from simulations import scenario as scenarios
     from simulations.live import Live

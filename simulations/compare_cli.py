@@ -33,13 +33,14 @@ def add_parsers(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare the runs named, write the files asked for, and print the table."""
+    from server import models
     from simulations import compare
 
     comparison = compare.compare(args.runs, args.metric)
     if args.latex:
-        args.latex.write_text(compare.as_latex(comparison), encoding="utf-8")
+        models.write(args.latex, compare.as_latex(comparison).encode())
     if args.csv:
-        args.csv.write_text(compare.as_csv(comparison), encoding="utf-8")
+        models.write(args.csv, compare.as_csv(comparison).encode())
     if args.figure:
         compare.save_figure(comparison, args.figure)
     show(comparison, as_json=args.json)

@@ -8,12 +8,13 @@ from typing import Any
 from flwr.app import Context
 
 from client.app import Seat, make_app
-from common import flower, wire
+from common import backend, flower, wire
 from common.errors import DataError, UsageError
 from server import app as server_app
 from server import models
+from server.plan import Plan
 from server.records import RoundRecord
-from server.rounds import Outcome, Plan, Watch
+from server.rounds import Outcome, Watch
 from simulations import hospitals
 from simulations.hospitals import Population
 from simulations.local_grid import LocalGrid
@@ -59,6 +60,11 @@ def ray(scenario: Scenario, population: Population, plan: Plan, folder: Path, wa
         import ray as _ray  # noqa: F401
     except ImportError:
         raise UsageError("the engine 'ray' needs the extra of that name: pip install 'fedward[ray]'") from None
+    if (folder / models.NAME).exists() and keeps_state(plan):
+        raise UsageError(
+            f"{folder}: the engine 'ray' does not keep what hospitals remember between rounds, so this run cannot go on; start it anew"
+        )
+    backend.start()  # before Flower's simulation imports TensorFlow with settings of its own
     from flwr.simulation import run_simulation
 
     text = scenario.text()
@@ -67,6 +73,12 @@ def ray(scenario: Scenario, population: Population, plan: Plan, folder: Path, wa
     run_simulation(
         server, client, len(population.seats), backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     )
+
+
+def keeps_state(plan: Plan) -> bool:
+    """Tell whether hospitals remember anything between the rounds of this run: a control variate, local weights, what a codec lost."""
+    lossy = not wire.CODECS[plan.config.update.codec].exact
+    return plan.strategy.client.controls or bool(plan.local_parts) or lossy
 
 
 ENGINES: dict[str, Engine] = {"local": local, "ray": ray}

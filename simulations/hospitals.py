@@ -14,7 +14,7 @@ from common import messages, wire
 from common.errors import ConfigError
 from common.network import seed_for
 from common.tasks import task_of
-from common.tasks.task import Array, take
+from common.tasks.task import Array, rows_of, take
 from simulations import partition
 from simulations import scenario as scenarios
 from simulations.datasets import dataset_of
@@ -89,6 +89,8 @@ def populate(scenario: Scenario) -> Population:
     )
     flipped = _flipped(list(dealt), settings.faults.label_flips, seed)
     hospitals = [_hospital(name, dealt[name], table, scenario, flip=name in flipped) for name in sorted(dealt)]
+    if not any(rows_of(hospital.test) for hospital in hospitals):
+        raise ConfigError("simulation.test: no hospital has a test patient; take a larger share, or fewer hospitals")
     worker = Worker()
     return Population(
         dataset, table, hospitals, [seat_for(worker, hospital, settings.faults, seed) for hospital in hospitals], worker

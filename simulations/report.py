@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+from server import models
 from simulations import cards, pictures
 from simulations.cards import APPROACHES, Record
 
 SCHEMA = 1
+PAGE = "report.html"
 FORESTS = ("auroc", "accuracy", "macro_f1")
 MOST_ROWS = 200
 MOST_NAMES = 8
@@ -45,9 +47,9 @@ def write_report(folder: Path) -> None:
     record = load(folder)
     curves = read_curves(folder / "metrics.csv", record)
     pictures.save_picture(record, curves, folder / "picture.png")
-    (folder / "report.html").write_text(page(record, curves), encoding="utf-8")
-    (folder / "model-card.md").write_text(cards.model_card(record), encoding="utf-8")
-    (folder / "privacy.md").write_text(cards.privacy_statement(record), encoding="utf-8")
+    models.write(folder / "model-card.md", cards.model_card(record).encode())
+    models.write(folder / "privacy.md", cards.privacy_statement(record).encode())
+    models.write(folder / PAGE, page(record, curves).encode())
 
 
 def load(folder: Path) -> Record:

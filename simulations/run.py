@@ -1,6 +1,7 @@
 """One simulation, from scenario to run folder."""
 
 import datetime as dt
+import logging
 import platform
 import resource
 import sys
@@ -14,11 +15,13 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from common.errors import DataError, UsageError
+from common.errors import ConfigError, DataError, FedwardError, QuorumError, UsageError
 from common.statistics import Statistics
 from server import models, records, rounds
 from server.app import make_app
-from server.rounds import Outcome, Plan
+from server.plan import Plan
+from server.results import differences_of, results_of
+from server.rounds import Outcome
 from simulations import baselines, report
 from simulations import scenario as scenarios
 from simulations.engines import ENGINES, Done, Engine
@@ -26,6 +29,8 @@ from simulations.hospitals import Population, populate
 from simulations.scenario import Scenario
 
 CONFIG = "config.toml"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,10 @@ def simulate(
     population = populate(scenario)
     plan = Plan(scenario.run)
     _ = plan.strategy  # a contradiction is refused before anything is written
+    if scenario.run.selection.minimum > len(population.hospitals):
+        raise ConfigError(
+            f"selection.minimum: expected at most the {len(population.hospitals)} hospitals of the scenario, got {scenario.run.selection.minimum}"
+        )
     models.write(folder / CONFIG, scenario.text().encode())
     watcher.stage("federated training")
     facts: dict[str, Any] = {}
@@ -109,9 +118,13 @@ def simulate(
 
     engine = engine or ENGINES[scenario.simulation.engine]
     engine(scenario, population, plan, folder, watcher.round, done)
+    if "outcome" not in facts:
+        raise FedwardError(
+            f"the engine ended without a model; its log above says why. What is finished is kept in {folder}"
+        )
     outcome: Outcome = facts.pop("outcome")
-    record = _record(scenario, population, outcome, folder.name, command) | facts
-    record["seconds"] = {**clock.laps, "total": clock.total()}
+    timed = facts | {"seconds": {**clock.laps, "total": clock.total()}}
+    record: dict[str, Any] = records.finite(_record(scenario, population, outcome, folder.name, command) | timed)
     watcher.stage("writing the report")
     records.save_model(folder, plan.task, scenario.run.seed, outcome.model)
     records.write_metrics(folder, record)
@@ -142,24 +155,20 @@ def _compared(scenario: Scenario, population: Population, federated: Outcome, wa
     task = federated.coordinator.plan.task
     tests: dict[str, dict[str, Statistics]] = {"federated": federated.tests}
     differences: dict[str, dict[str, Statistics]] = {}
-    if scenario.simulation.comparators:
-        watcher.stage("each hospital alone")
-        alone = baselines.local_only(population, scenario.run, federated)
-        tests["local"] = {name: outcome.tests[name] for name, outcome in alone.items() if name in outcome.tests}
-        differences["local"] = federated.coordinator.compare(
-            federated.model, {name: outcome.model for name, outcome in alone.items()}
-        )
-        watcher.stage("all patients in one place")
-        central = baselines.centralised(population, scenario.run, federated).model
-        tests["central"] = federated.coordinator.judge(central)
-        differences["central"] = federated.coordinator.compare(
-            federated.model, dict.fromkeys(federated.coordinator.fleet.nodes, central)
-        )
-    results = {name: rounds.results_of(task, parts) for name, parts in tests.items()}
+    for name, comparator in baselines.COMPARATORS.items() if scenario.simulation.comparators else ():
+        watcher.stage(comparator.stage)
+        try:
+            trained = comparator.train(population, scenario.run, federated)
+        except QuorumError as error:
+            _log.warning("no comparison with %s training, which failed: %s", name, error)
+            continue
+        tests[name] = federated.coordinator.judge(trained)
+        differences[name] = federated.coordinator.compare(federated.model, trained)
+    results = {name: results_of(task, parts) for name, parts in tests.items()}
     return {
         "results": {name: {"pooled": result.pooled, "hospitals": result.hospitals} for name, result in results.items()},
         "curves": {name: result.curves for name, result in results.items()},
-        "differences": {name: rounds.differences_of(task, parts) for name, parts in differences.items()},
+        "differences": {name: differences_of(task, parts) for name, parts in differences.items()},
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from common.config import assign, merge
 from common.errors import UsageError
 from server import records
-from simulations import run
+from simulations import report, run
 from simulations import scenario as scenarios
 from simulations.run import Watcher
 from simulations.scenario import Scenario
@@ -61,4 +61,4 @@ def sweep(
 def _finished(folder: Path, scenario: Scenario) -> bool:
     if (folder / run.CONFIG).is_file() and run.reopen(folder) != scenario:
         raise UsageError(f"{folder}: holds a run of other settings; choose another folder with --out")
-    return (folder / records.RUN).is_file()
+    return (folder / records.RUN).is_file() and (folder / report.PAGE).is_file()

@@ -37,6 +37,7 @@ class Crew:
 
     def __init__(self, seats: Sequence[Seat], scenario: str) -> None:
         self._app = app_of(seats)
+        self._seats = len(seats)
         self._scenario = scenario
         self._processes: list[subprocess.Popen[bytes]] = []
         self._idle: queue.SimpleQueue[Line] = queue.SimpleQueue()
@@ -56,7 +57,10 @@ class Crew:
             ours, theirs = socket.socketpair()
             with theirs:
                 command = [sys.executable, "-m", "simulations.workers", str(theirs.fileno())]
-                process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)  # noqa: S603
+                # A session of its own, so that Ctrl-C reaches this process alone, which then ends its workers.
+                process = subprocess.Popen(  # noqa: S603
+                    command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True
+                )
                 self._processes.append(process)
             line = Line(Connection(ours.detach()))
             line.connection.send_bytes(self._scenario.encode())
@@ -69,7 +73,7 @@ class Crew:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         told = len(self._seconds) >= TELLING_ROUNDS and min(self._seconds) * rounds_left > WORTH_SECONDS
         if self._threads is None and cores > 1 and told:
-            self.grow(cores)
+            self.grow(min(cores, self._seats))
 
     def __enter__(self) -> Self:
         return self

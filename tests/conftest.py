@@ -26,6 +26,7 @@ from common.config import RunConfig, merge
 from common.tasks import read_run
 from common.tasks.heart import COLUMNS
 from common.tasks.task import Records
+from server.plan import Plan
 
 # How long an example takes says more about who else is using the machine than about the code.
 hypothesis.settings.register_profile("shared machine", deadline=None)
@@ -97,7 +98,7 @@ class Federation:
 
         grid = grid or self.grid(scripts)
         with flower.identity(grid.run.run_id):
-            return rounds.run(grid, rounds.Plan(self.config(settings)), folder, watch)
+            return rounds.run(grid, Plan(self.config(settings)), folder, watch)
 
     def without(self, *names: str) -> "Federation":
         return replace(self, hospitals=[hospital for hospital in self.hospitals if hospital.name not in names])

@@ -44,11 +44,11 @@ class Pneumonia:
             # Chosen on the published validation images, 10 hospitals, labels by Dirichlet 0.3: momentum belongs at the server, because
             # at a hospital that has one class alone it only carries further astray.
             defaults={
-                "rounds": 60,
+                "rounds": 80,
                 "strategy": {"name": "fedavgm", "momentum": 0.9},
                 "training": {
                     "optimizer": "sgd",
-                    "learning_rate": 0.03,
+                    "learning_rate": 0.06,
                     "learning_rate_decay": 0.98,
                     "batch_size": 32,
                     "epochs": 1,

@@ -18,7 +18,9 @@ from common.network import initial
 from common.tasks import read_run, task_of
 from common.tasks.heart import expand
 from server import models, rounds
+from server.plan import Plan
 from server.records import RoundRecord, sha256
+from server.results import results_of
 
 BAD, ROUND = "south", 2
 SECRET = "Erika Mustermann"
@@ -219,7 +221,7 @@ class TestBadUpdates:
             draw = np.random.default_rng(seed)
             judged[name] = draw.choice([0.0, 1.0, 7.0, 1e12], judged[name].shape)
         with np.errstate(all="ignore"):
-            results = rounds.results_of(task, {"east": judged})
+            results = results_of(task, {"east": judged})
             known = [number for number in task.objective.values(judged).values() if number is not None]
         assert all(math.isfinite(number) for number in known)
         json.dumps([results.pooled, results.hospitals, results.curves], allow_nan=False)
@@ -429,7 +431,7 @@ class TestSelection:
     def coordinator(self, settings, count=10):
         config = read_run({"task": "heart", **settings})
         names = [f"h{number}" for number in range(count)]
-        return rounds.Coordinator(None, rounds.Plan(config), rounds.Fleet(dict.fromkeys(names, 0), [], {}), "")
+        return rounds.Coordinator(None, Plan(config), rounds.Fleet(dict.fromkeys(names, 0), [], {}), "")
 
     def draws(self, seed, **selection):
         coordinator = self.coordinator({"seed": seed, "selection": selection})
@@ -485,7 +487,8 @@ class TestStopping:
         assert outcome.stopped == "patience"
         assert [record.validation_loss for record in outcome.rounds] == pytest.approx([5, 4, 3, 6, 7])
         # Round 3 had the lowest loss; it judged the model that two rounds made.
-        best = federation.run({**self.SETTINGS, "rounds": 2})
+        best = federation.run({**self.SETTINGS, "rounds": 2, "stopping": {"patience": 0}})
+        assert outcome.trained == 2
         assert sha256(outcome.model.weights) == sha256(best.model.weights)
 
     def test_it_keeps_the_best_model_over_an_interruption(self, federation, tmp_path):
@@ -497,7 +500,8 @@ class TestStopping:
             federation.run(self.SETTINGS, self.told(federation), folder=tmp_path, watch=stop)
         outcome = federation.run(self.SETTINGS, self.told(federation), folder=tmp_path)
         assert outcome.stopped == "patience"
-        assert sha256(outcome.model.weights) == sha256(federation.run({**self.SETTINGS, "rounds": 2}).model.weights)
+        best = federation.run({**self.SETTINGS, "rounds": 2, "stopping": {"patience": 0}})
+        assert sha256(outcome.model.weights) == sha256(best.model.weights)
 
     def test_a_fall_below_min_delta_is_no_gain(self, federation):
         settings = {**self.SETTINGS, "stopping": {"patience": 2, "min_delta": 2.5}}

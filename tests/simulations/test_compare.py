@@ -12,10 +12,10 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.simulations.test_report import fake_record
 
 from common.errors import DataError, UsageError
 from simulations import compare, compare_cli
+from tests.simulations.test_report import fake_record
 
 
 def save(folder, seed=1, **settings):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from common import flower
+from server.plan import Plan
 from server.records import sha256
-from server.rounds import Plan
 from simulations.engines import ENGINES
 from simulations.hospitals import contexts, populate
 from simulations.local_grid import LocalGrid

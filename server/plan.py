@@ -1,0 +1,58 @@
+"""The Plan: what is fixed before round 1."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from common import messages
+from common.config import RunConfig
+from common.errors import ConfigError
+from common.tasks import task_of
+from common.tasks.task import Task
+from server.strategies import strategy_of
+from server.strategies.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fixed before round 1. ``personal`` is false for comparators: then no part of the model stays at a hospital."""
+
+    config: RunConfig
+    personal: bool = True
+
+    @cached_property
+    def task(self) -> Task:
+        """Return the task."""
+        return task_of(self.config.task)
+
+    @cached_property
+    def strategy(self) -> Strategy:
+        """Return the strategy.
+
+        Raises
+        ------
+        ConfigError
+            When the strategy keeps a part at the hospital that the task's model does not have, or needs another optimiser.
+        """
+        strategy = strategy_of(self.config.strategy)
+        for part in strategy.client.local_parts:
+            if not self.task.parts.get(part):
+                raise ConfigError(
+                    f"strategy.name: {self.config.strategy.name!r} keeps the part {part!r} of the model at each hospital, "
+                    f"and this task's model has none; its parts: {', '.join(self.task.parts) or 'none'}"
+                )
+        if strategy.client.controls and self.config.training.optimizer != "sgd":
+            raise ConfigError(
+                f"training.optimizer: {self.config.strategy.name!r} reads a hospital's drift from its steps, which must be those of 'sgd', "
+                f"not {self.config.training.optimizer!r}"
+            )
+        return strategy
+
+    @cached_property
+    def local_parts(self) -> tuple[str, ...]:
+        """Return the parts that stay at the hospital."""
+        return (*self.task.local, *self.strategy.client.local_parts) if self.personal else ()
+
+    @cached_property
+    def text(self) -> str:
+        """Return the settings as they travel."""
+        return messages.run_text(self.config)

@@ -1,0 +1,32 @@
+"""From merged statistics to metrics with intervals, as JSON holds them."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from common.statistics import Statistics, total
+from common.tasks.task import Task
+from server.records import Results
+
+
+def results_of(task: Task, statistics: Mapping[str, Statistics]) -> Results:
+    """Compute metrics with intervals by hospital and over all test patients."""
+    merged = total(statistics.values())
+    hospitals = {name: _intervals(task.objective.compute(parts)) for name, parts in statistics.items()}
+    return Results(_intervals(task.objective.compute(merged)), hospitals, task.objective.curves(merged))
+
+
+def differences_of(task: Task, statistics: Mapping[str, Statistics]) -> dict[str, Any]:
+    """Compute paired differences with intervals by hospital and over all test patients."""
+    differences = task.objective.differences
+    return {
+        "pooled": _intervals(differences(total(statistics.values()))),
+        "hospitals": {name: _intervals(differences(parts)) for name, parts in statistics.items()},
+    }
+
+
+def _intervals(estimates: Mapping[str, Any]) -> dict[str, list[float | None]]:
+    return {
+        name: [float(number) if math.isfinite(number) else None for number in estimate]
+        for name, estimate in estimates.items()
+    }
