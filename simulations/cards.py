@@ -289,13 +289,23 @@ def markdown(text: object) -> str:
 def model_card(record: Record) -> str:
     """Return ``model-card.md`` (sections after Mitchell et al. 2019, Model cards for model reporting, FAT* 2019)."""
     sections = (_card_head, _card_results, _card_data, _card_use, _card_details)
-    return "\n\n".join(section(record) for section in sections) + "\n"
+    return "\n\n".join(section(record) for section in sections) + _kept_at_hospitals(record) + "\n"
 
 
 def privacy_statement(record: Record) -> str:
     """Return ``privacy.md``: what left each hospital, who is trusted, and what is not covered."""
     sections = (_privacy_head, _privacy_left, _privacy_trust, _privacy_gaps)
     return "\n\n".join(section(record) for section in sections) + "\n"
+
+
+def _kept_at_hospitals(record: Record) -> str:
+    parts = record.get("local_parts", [])
+    if not parts:
+        return ""
+    return (
+        f"\n\nOf this model, {' and '.join(parts)} stay at each hospital, and nobody else has seen them. `model.keras` holds them as they were before "
+        "training: a hospital puts its own in their place, and a hospital that took no part has to train them first."
+    )
 
 
 def _banner(record: Record) -> str:

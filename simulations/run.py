@@ -186,6 +186,7 @@ def _record(scenario: Scenario, population: Population, outcome: Outcome, name: 
         "seed": scenario.run.seed,
         "engine": scenario.simulation.engine,
         "parameters": int(outcome.model.weights.size),
+        "local_parts": list(outcome.model.local_parts),
         "weights_sha256": records.sha256(outcome.model.weights),
         "layout_sha256": outcome.layout_sha256,
         "stopped": outcome.stopped,
