@@ -8,6 +8,7 @@ from typing import Any
 from common.config import assign, merge
 from common.errors import UsageError
 from server import records
+from server.plan import Plan
 from simulations import report, run
 from simulations import scenario as scenarios
 from simulations.run import Watcher
@@ -47,6 +48,8 @@ def sweep(
     """
     # All are parsed before the first is run: a mistake in the last one should not cost a night.
     planned = [(words, scenarios.read(merge(base, assign(list(words))))) for words in combinations(grid, seeds)]
+    for _, scenario in planned:
+        _ = Plan(scenario.run).strategy
     folders = []
     for number, (words, scenario) in enumerate(planned, start=1):
         folder = out / ",".join(words).replace("/", "_")
