@@ -31,4 +31,6 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run what ``flwr run`` asks for: a scenario over simulated nodes. The harness that knows scenarios is installed, and not part of the bundle."""
+    # Flower's other thread is importing the ClientApp; waiting for it first keeps the two from meeting half way through each other's modules.
+    importlib.import_module("client.app")
     importlib.import_module("simulations.run").on_grid(grid, context)

@@ -43,7 +43,7 @@ class Plan:
         if strategy.client.controls and self.config.training.optimizer != "sgd":
             raise ConfigError(
                 f"training.optimizer: {self.config.strategy.name!r} reads a hospital's drift from its steps, which must be those of 'sgd', "
-                f"not {self.config.training.optimizer!r}"
+                f"not {self.config.training.optimizer!r}; add --set training.optimizer=sgd"
             )
         return strategy
 

@@ -130,7 +130,8 @@ def _enrol(grid: Grid, plan: Plan) -> Fleet:
     drawn = drawn_of(len(ordered), config)
     if drawn < plan.strategy.minimum_updates:
         raise ConfigError(
-            f"strategy.name: {config.strategy.name!r} needs {plan.strategy.minimum_updates} updates a round, and {drawn} hospitals are drawn"
+            f"strategy.name: {config.strategy.name!r} needs {plan.strategy.minimum_updates} updates a round, and {drawn} hospitals are drawn; "
+            "take more hospitals, a larger selection.fraction, or another strategy"
         )
     members = [_member(name, group("count", reply.statistics)) for name, _, reply in ordered]
     statistics = total(group("task", reply.statistics) for *_, reply in ordered)

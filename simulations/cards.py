@@ -272,7 +272,8 @@ def _hospitals(amount: int) -> str:
 
 CAVEAT = (
     "Intervals are 95 % and cover the draw of the test patients; they do not cover the draw of the training patients or the random start of training: "
-    "repeat the run with other seeds for that."
+    "repeat the run with other seeds for that. Pooled over hospitals, local-only numbers also reward each model for knowing its own hospital's share of "
+    "each class; compare hospital by hospital where these shares differ."
 )
 SYNTHETIC = "SYNTHETIC DATA: made by a generator, not measured on patients. The results say nothing about medicine."
 

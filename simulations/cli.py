@@ -160,7 +160,10 @@ def _opened(args: argparse.Namespace) -> tuple["Scenario", Path | None]:
 
         if args.scenario or settings_of(args):
             raise UsageError("--resume goes on with the run as it is; give no scenario and no settings beside it")
-        return run.reopen(args.resume), args.resume
+        scenario = run.reopen(args.resume)
+        if run.is_finished(args.resume):
+            raise UsageError(f"{args.resume}: this run is finished; its report is {args.resume / 'report.html'}")
+        return scenario, args.resume
     if not args.scenario:
         raise UsageError(
             f"which scenario? Known: {', '.join(scenarios.names())}; or the path of a scenario file (.toml)"

@@ -59,7 +59,7 @@ def ray(scenario: Scenario, population: Population, plan: Plan, folder: Path, wa
     try:
         import ray as _ray  # noqa: F401
     except ImportError:
-        raise UsageError("the engine 'ray' needs the extra of that name: pip install 'fedward[ray]'") from None
+        raise UsageError("the engine 'ray' needs the extra of that name: pip install '.[ray]'") from None
     if (folder / models.NAME).exists() and keeps_state(plan):
         raise UsageError(
             f"{folder}: the engine 'ray' does not keep what hospitals remember between rounds, so this run cannot go on; start it anew"

@@ -93,6 +93,9 @@ class Live:
             table.add_column(name)
         for metric in ("auroc", "accuracy", "macro_f1", "brier"):
             table.add_row(metric, *(interval(record["results"][model]["pooled"].get(metric)) for model in models))
+        hospitals = record["results"]
+        means = (mean_of([h.get("auroc") for h in hospitals[model]["hospitals"].values()]) for model in models)
+        table.add_row("auroc, mean of hospitals", *means)
         self._console.print(table)
         for other, differences in record["differences"].items():
             self._console.print(
@@ -103,6 +106,12 @@ class Live:
             f"{len(record['rounds'])} rounds, {down} down, {up} up, {record['seconds']['total']:.1f} s, weights {record['weights_sha256'][:16]}"
         )
         self._console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def mean_of(estimates: list[list[float | None] | None]) -> str:
+    """Write the plain mean of the hospitals' values, over those that have one."""
+    values = [estimate[0] for estimate in estimates if estimate and estimate[0] is not None]
+    return number(sum(values) / len(values)) if values else "-"
 
 
 def number(value: float | None) -> str:

@@ -86,6 +86,11 @@ def on_grid(grid: Grid, context: Context) -> None:
     simulate(scenario, folder, "flwr run .", engine=engine)
 
 
+def is_finished(folder: Path) -> bool:
+    """Tell whether a run's folder holds its record and its report."""
+    return (folder / records.RUN).is_file() and (folder / report.PAGE).is_file()
+
+
 def simulate(
     scenario: Scenario, folder: Path, command: str, watcher: Watcher | None = None, engine: Engine | None = None
 ) -> dict[str, Any]:
@@ -117,13 +122,18 @@ def simulate(
         facts["outcome"] = outcome
 
     engine = engine or ENGINES[scenario.simulation.engine]
-    engine(scenario, population, plan, folder, watcher.round, done)
+    try:
+        engine(scenario, population, plan, folder, watcher.round, done)
+    except UsageError:
+        if not (folder / models.NAME).exists():
+            (folder / CONFIG).unlink()  # a run that was refused leaves nothing to go on with
+        raise
     if "outcome" not in facts:
         raise FedwardError(
             f"the engine ended without a model; its log above says why. What is finished is kept in {folder}"
         )
     outcome: Outcome = facts.pop("outcome")
-    timed = facts | {"seconds": {**clock.laps, "total": clock.total()}}
+    timed = facts | {"started": clock.started, "seconds": {**clock.laps, "total": clock.total()}}
     record: dict[str, Any] = records.finite(_record(scenario, population, outcome, folder.name, command) | timed)
     watcher.stage("writing the report")
     records.save_model(folder, plan.task, scenario.run.seed, outcome.model)
@@ -138,6 +148,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._begun = self._last = time.perf_counter()
+        self.started = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
@@ -182,7 +193,6 @@ def _record(scenario: Scenario, population: Population, outcome: Outcome, name: 
         "synthetic": dataset.synthetic,
         "headline": task.objective.headline,
         "command": command,
-        "started": dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "seed": scenario.run.seed,
         "engine": scenario.simulation.engine,
         "parameters": int(outcome.model.weights.size),

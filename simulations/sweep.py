@@ -7,9 +7,8 @@ from typing import Any
 
 from common.config import assign, merge
 from common.errors import UsageError
-from server import records
 from server.plan import Plan
-from simulations import report, run
+from simulations import run
 from simulations import scenario as scenarios
 from simulations.run import Watcher
 from simulations.scenario import Scenario
@@ -64,4 +63,4 @@ def sweep(
 def _finished(folder: Path, scenario: Scenario) -> bool:
     if (folder / run.CONFIG).is_file() and run.reopen(folder) != scenario:
         raise UsageError(f"{folder}: holds a run of other settings; choose another folder with --out")
-    return (folder / records.RUN).is_file() and (folder / report.PAGE).is_file()
+    return run.is_finished(folder)
