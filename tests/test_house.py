@@ -125,7 +125,9 @@ def test_a_wheel_works_in_a_clean_environment(tmp_path):
     home = tmp_path / "env"
     venv.create(home, with_pip=True)
     python = home / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
+    # Isolated, since pip would find this checkout's own metadata in the working folder and leave the wheel out.
+    install = [python, "-I", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--force-reinstall", wheel]
+    subprocess.run(install, cwd=tmp_path, check=True)
     # Its dependencies are borrowed from here; the package itself must come from the wheel.
     (packages,) = home.glob("lib/python3*/site-packages")
     here = Path(metadata.distribution("numpy").locate_file(""))
