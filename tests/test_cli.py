@@ -295,8 +295,12 @@ def test_interrupted_from_the_keyboard_it_goes_on_bit_equal(tmp_path):
     whole = finish(*words, "--out", "whole")
     assert resumed["weights_sha256"] == whole["weights_sha256"]
     assert [row["metrics"] for row in resumed["rounds"]] == [row["metrics"] for row in whole["rounds"]]
-    # Once finished, resuming trains nothing more.
-    assert finish("simulate", "--resume", str(folder))["weights_sha256"] == whole["weights_sha256"]
+    # Once finished, there is nothing to go on with, and its record stays as it is.
+    again = subprocess.run(
+        command("simulate", "--resume", str(folder)), capture_output=True, text=True, timeout=60, env=environment()
+    )
+    assert again.returncode == 2
+    assert "this run is finished" in again.stderr
 
 
 @pytest.mark.parametrize("place", ["simulations.scenario.find", "simulations.run.new_folder"])
