@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import FedwardError, UsageError
@@ -166,6 +167,16 @@ def server_node() -> int:
     from flwr.common.constant import SUPERLINK_NODE_ID
 
     return SUPERLINK_NODE_ID
+
+
+def load(reference: str) -> object:
+    """Return what ``module:name`` refers to, loaded under the lock with which Flower loads apps.
+
+    Flower's simulation loads the ClientApp in one thread while the ServerApp runs in another; an import of our own beside it would show Flower a half-loaded module.
+    """
+    from flwr.supercore.object_ref import load_app
+
+    return load_app(reference, FedwardError, Path(__file__).parents[1])
 
 
 def local_run(run_id: int, config: Mapping[str, bool | float | str]) -> "Run":

@@ -7,6 +7,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from common import flower
 from server import rounds
 from server.plan import Plan
 from server.rounds import Outcome
@@ -31,6 +32,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run what ``flwr run`` asks for: a scenario over simulated nodes. The harness that knows scenarios is installed, and not part of the bundle."""
-    # Flower's other thread is importing the ClientApp; waiting for it first keeps the two from meeting half way through each other's modules.
-    importlib.import_module("client.app")
+    flower.load(
+        "client.app:app"
+    )  # before the harness imports it: Flower's other thread is about to, and must not find it half loaded
     importlib.import_module("simulations.run").on_grid(grid, context)

@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import metadata
 
@@ -10,6 +12,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.common.serde import message_to_proto
 from flwr.proto.message_pb2 import Context as ProtoContext
 from flwr.proto.transport_pb2 import Scalar
+from flwr.supercore.object_ref import load_app
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,6 +118,19 @@ class TestAddresses:
         run = flower.local_run(7, config)
         config["scenario"] = "other"
         assert (run.run_id, run.override_config) == (7, {"scenario": "heart"})
+
+
+class TestLoad:
+    def test_flowers_own_loading_beside_it_finds_the_module_whole(self, tmp_path, monkeypatch):
+        (tmp_path / "slow_to_load.py").write_text("import time\ntime.sleep(0.5)\napp = 'whole'\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        with ThreadPoolExecutor() as pool:
+            ours = pool.submit(flower.load, "slow_to_load:app")
+            while "slow_to_load" not in sys.modules:
+                time.sleep(0.01)
+            assert load_app("slow_to_load:app", ImportError) == "whole"
+            assert ours.result() == "whole"
+        del sys.modules["slow_to_load"]
 
 
 class TestVersion:
