@@ -64,13 +64,16 @@ class Pneumonia:
         """
         import keras
 
+        from common.layers import MaxPool
+
         inputs = keras.Input((SIDE, SIDE, 1), name="image")
         scale = preparation["scale"]
         scaled = keras.layers.Rescaling(1.0 / scale, -preparation["mean"] / scale, name="scaling")(inputs)
         features = keras.layers.Conv2D(self.width, 3, name="convolution")(scaled)
         if self.normalisation == "batch":
             features = keras.layers.BatchNormalization(name="norm")(features)
-        features = keras.layers.MaxPooling2D(2, name="pool")(keras.layers.Activation("relu", name="relu")(features))
+        # The maximum of rectified values is the rectified maximum, of a quarter as many.
+        features = keras.layers.Activation("relu", name="relu")(MaxPool(2, name="pool")(features))
         hidden = keras.layers.Dense(64, activation="relu", name="hidden")(keras.layers.Flatten(name="flat")(features))
         return keras.Model(inputs, keras.layers.Dense(1, name="output")(hidden), name="pneumonia")
 
