@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common import backend
 from common.layout import Vector
 from common.network import Network
 
@@ -30,7 +31,7 @@ def compile_predict(network: Network, dtype: Any) -> Callable[..., Any]:
         tf.TensorSpec([network.local.size], tf.float32),
         tf.TensorSpec([None, *model.input_shape[1:]], dtype),
     ]
-    return tf.function(predict, input_signature=signature, autograph=False).get_concrete_function()  # type: ignore[no-any-return]
+    return backend.callable_of(tf.function(predict, input_signature=signature, autograph=False))
 
 
 def outputs(predict: Callable[..., Any], shared: Vector, local: Vector, x: Any) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common import backend
 from common.config import TrainingConfig
 from common.layout import Layout, Vector
 from common.network import Network
@@ -64,7 +65,7 @@ def plan(rows: int, batch_size: int, epochs: int, generator: np.random.Generator
     batches = np.empty((epochs, steps * batch_size), np.int32)
     for epoch in batches:
         epoch[:rows] = generator.permutation(rows)
-        epoch[rows:] = -1 - np.resize(epoch[:rows], len(epoch) - rows)
+    batches[:, rows:] = -1 - batches[:, np.arange(steps * batch_size - rows) % rows]
     return batches.reshape(epochs * steps, batch_size)
 
 
@@ -96,8 +97,7 @@ def compile_fit(network: Network, task: Task, method: Method, dtype: Any) -> Cal
     graph = tf.function(
         _Epochs(network, task, method).run, input_signature=signature, jit_compile=method.xla, autograph=False
     )
-    # The concrete function skips TensorFlow's matching of arguments to traces, which costs more than a small model's epoch.
-    return graph.get_concrete_function()  # type: ignore[no-any-return]
+    return backend.callable_of(graph)
 
 
 @dataclass(frozen=True)

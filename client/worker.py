@@ -110,14 +110,15 @@ class Worker:
         rows = training.plan(held.rows, config.training.batch_size, config.training.epochs, generator)
         draw = np.array([*generator.integers(2**31, size=2), len(rows)], np.int32)
         pace = np.array([_rate(config, number), proximal], np.float32)
-        correction = np.zeros(0, np.float32)
+        correction = backend.nothing()
         if method.controls:
             control = request.arrays["control"]
-            correction = control - state.setdefault("control", np.zeros_like(control))
-        begin = tf.constant(request.arrays["weights"]), tf.constant(state.get("local", prepared.local))
+            correction = tf.constant(control - state.setdefault("control", np.zeros_like(control)))
+        kept = state.get("local", prepared.local)
+        begin = tf.constant(request.arrays["weights"]), tf.constant(kept) if kept.size else backend.nothing()
         plan = training.widened(rows) if method.xla else rows
         fit = self._compiled(prepared, method, held)
-        shared, local, loss = fit(*begin, held.x, held.y, *map(tf.constant, (plan, draw, pace, correction)))
+        shared, local, loss = fit(*begin, held.x, held.y, *map(tf.constant, (plan, draw, pace)), correction)
         return training.Trained(shared.numpy(), local.numpy(), float(loss), len(rows))
 
     def _evaluate(self, hospital: Hospital, request: Request, state: State) -> Reply:

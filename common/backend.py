@@ -2,8 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
 
 
 def start(threads: int = 1) -> None:
@@ -20,6 +22,23 @@ def start(threads: int = 1) -> None:
     tf.config.set_visible_devices([], "GPU")
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def callable_of(function: Any) -> Callable[..., Any]:
+    """Trace a ``tf.function`` for its input signature; the result takes tensors alone, in that order.
+
+    TensorFlow's own call matches arguments to traces and then to names, which costs more than the epoch of a small model.
+    """
+    concrete = function.get_concrete_function()
+    return lambda *tensors: concrete.inference_fn.call_preflattened([*tensors, *concrete.captured_inputs])
+
+
+@lru_cache(1)
+def nothing() -> Any:
+    """Return the empty float32 tensor, one for all: making one costs as much as a step of a small model."""
+    import tensorflow as tf
+
+    return tf.zeros([0])
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def seed_for(*words: object) -> np.random.SeedSequence:
     np.int64(48)
     """
     text = "\x1f".join(map(str, words)).encode()
-    return np.random.SeedSequence(list(text))
+    return np.random.SeedSequence(np.frombuffer(text, np.uint8).astype(np.uint32))
 
 
 def _under(path: str, prefix: str) -> bool:

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 
-NAME = "checkpoint.npz"
+NAME, HISTORY = "checkpoint.npz", "rounds.jsonl"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State after a whole round: named arrays, and ``facts`` as JSON (round number, preparation, history)."""
+    """State after a whole round: named arrays, and ``facts`` as JSON."""
 
     state: Mapping[str, NDArray[Any]]
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -39,12 +39,13 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 class Saver:
     """Writes a run's checkpoints, one a round, each while the next round runs; the one before is on disk before the next is begun.
 
-    Used as a context: at its end, also by an error or Ctrl-C, the last round handed over is on disk.
+    The records of the rounds are lines of a file of their own that only grows, so that a round costs the same however many went before it; the
+    checkpoint says how many of its bytes belong to it. Used as a context: at its end, also by an error or Ctrl-C, the last round handed over is on disk.
     """
 
-    def __init__(self, path: Path | None, rounds: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._path = path
-        self._rounds = list(rounds)
+    def __init__(self, folder: Path | None, saved: Checkpoint | None = None) -> None:
+        self._folder = folder
+        self._size = int(saved.facts["history"]) if saved else 0
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
@@ -64,15 +65,39 @@ class Saver:
             When the checkpoint of the round before could not be written.
         """
         self._finish()
-        self._rounds.append(record)
-        if self._path:
-            checkpoint = Checkpoint(dict(state), {**facts, "rounds": list(self._rounds)})
-            self._writing = self._thread.submit(save, self._path, checkpoint)
+        if self._folder:
+            line = json.dumps(record).encode() + b"\n"
+            begin, self._size = self._size, self._size + len(line)
+            checkpoint = Checkpoint(dict(state), {**facts, "history": self._size})
+            self._writing = self._thread.submit(self._save, self._folder, begin, line, checkpoint)
+
+    @staticmethod
+    def _save(folder: Path, begin: int, line: bytes, checkpoint: Checkpoint) -> None:
+        append(folder / HISTORY, begin, line)
+        save(folder / NAME, checkpoint)
 
     def _finish(self) -> None:
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
+
+
+def history(folder: Path, checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Read the records of a checkpoint's rounds; what was written after it does not count.
+
+    Raises
+    ------
+    DataError
+        When some of them are missing.
+    """
+    path, size = folder / HISTORY, int(checkpoint.facts["history"])
+    try:
+        text = path.read_bytes()[:size]
+        if len(text) == size:
+            return [json.loads(line) for line in text.splitlines()]
+    except (OSError, ValueError):
+        pass
+    raise DataError(f"{path}: damaged, or not the one that belongs to {NAME}; delete both to start the run anew")
 
 
 def load(path: Path) -> Checkpoint | None:
@@ -96,6 +121,25 @@ def load(path: Path) -> Checkpoint | None:
         ) from None
 
 
+def append(path: Path, begin: int, content: bytes) -> None:
+    """Write content from byte ``begin`` of a file on, which ends there; what an interrupted run wrote beyond is gone.
+
+    Raises
+    ------
+    DataError
+        When it cannot be written.
+    """
+    try:
+        with path.open("r+b" if path.exists() else "x+b") as file:
+            file.truncate(begin)
+            file.seek(begin)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritten(path, error) from None
+
+
 def write(path: Path, content: bytes | memoryview) -> None:
     """Write a whole file or nothing: a temporary file beside it, flushed to disk, then renamed over it.
 
@@ -113,6 +157,10 @@ def write(path: Path, content: bytes | memoryview) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror}); free space or choose another folder with --out, then resume"
-        ) from None
+        raise _unwritten(path, error) from None
+
+
+def _unwritten(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{path}: cannot be written ({error.strerror}); free space or choose another folder with --out, then resume"
+    )

@@ -72,18 +72,19 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
     preparation = saved.facts["preparation"] if saved else plan.task.fit(fleet.statistics)
     weights, layout = networks.initial(plan.task, preparation, plan.local_parts, plan.config.seed)
     state = dict(saved.state) if saved else plan.strategy.init(weights, len(fleet.members))
-    history = [RoundRecord.from_facts(facts) for facts in saved.facts["rounds"]] if saved else []
+    history = [RoundRecord.from_facts(facts) for facts in models.history(folder, saved)] if folder and saved else []
     coordinator = Coordinator(grid, plan, fleet, networks.dumps(preparation))
     if not history:
         _keep_best(state, history, plan.config)
-    with models.Saver(folder / models.NAME if folder else None, [asdict(row) for row in history]) as saver:
+    with models.Saver(folder, saved) as saver:
         while not (stopped := _stopped(history, plan.config)):
             record = coordinator.round(len(history) + 1, state)
             history.append(record)
             _keep_best(state, history, plan.config)
             if watch:
                 watch(record)
-            saver.save(state, {"run": plan.text, "preparation": preparation}, asdict(record))
+            facts = {"run": plan.text, "preparation": preparation, "rounds": len(history)}
+            saver.save(state, facts, asdict(record))
     model = Model(state.get("best", state["weights"]), coordinator.preparation, plan.local_parts)
     trained = len(history) - (_rounds_without_gain(history, plan.config) + 1 if "best" in state else 0)
     tests = coordinator.judge(dict.fromkeys(fleet.nodes, model))

@@ -119,7 +119,7 @@ class Shelf:
             When that file is missing, and those of other rounds are there.
         """
         checkpoint = models.load(self._folder / models.NAME)
-        path = self._path(len(checkpoint.facts["rounds"]) if checkpoint else 0)
+        path = self._path(checkpoint.facts["rounds"] if checkpoint else 0)
         kept = models.load(path)
         if checkpoint and not kept and any(self._folder.glob("hospitals-*.npz")):
             raise DataError(f"{path}: missing; the run can't go on as it was, start it anew")

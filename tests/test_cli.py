@@ -289,7 +289,7 @@ def test_interrupted_from_the_keyboard_it_goes_on_bit_equal(tmp_path):
         "fedward: stopped; what is finished is kept: go on with 'fedward simulate --resume stopped/heart-0001'"
     )
     assert "Traceback" not in err
-    finished = len(models.load(folder / models.NAME).facts["rounds"])
+    finished = models.load(folder / models.NAME).facts["rounds"]
     assert 1 <= finished < 150
     resumed = finish("simulate", "--resume", str(folder))
     whole = finish(*words, "--out", "whole")

@@ -128,9 +128,30 @@ class TestResume:
         with pytest.raises(DataError, match="cannot be written"):
             play(federation, METHODS["scaffold"], tmp_path)
         monkeypatch.undo()
-        assert len(models.load(tmp_path / NAME).facts["rounds"]) == 1
+        assert models.load(tmp_path / NAME).facts["rounds"] == 1
         resumed = play(federation, METHODS["scaffold"], tmp_path)
         assert sha256(resumed.model.weights) == sha256(uninterrupted("scaffold").model.weights)
+
+    def test_a_record_that_was_written_without_its_checkpoint_does_not_count(self, federation, uninterrupted, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            play(federation, METHODS["fedavg"], tmp_path, ROUNDS)
+        with (tmp_path / models.HISTORY).open("ab") as file:
+            file.write(b'{"round": 3, "ask')
+        resumed = play(federation, METHODS["fedavg"], tmp_path)
+        assert facts_of(resumed) == facts_of(uninterrupted("fedavg"))
+        assert len((tmp_path / models.HISTORY).read_bytes().splitlines()) == ROUNDS
+
+    @pytest.mark.parametrize("damage", [lambda text: text[:-5], lambda text: b"{" + text[:-1], lambda _: None])
+    def test_records_that_are_gone_are_missed(self, federation, tmp_path, damage):
+        with pytest.raises(KeyboardInterrupt):
+            play(federation, METHODS["fedavg"], tmp_path, ROUNDS)
+        path = tmp_path / models.HISTORY
+        left = damage(path.read_bytes())
+        path.unlink()
+        if left is not None:
+            path.write_bytes(left)
+        with pytest.raises(DataError, match=r"rounds.jsonl: damaged, or not the one that belongs to checkpoint.npz"):
+            play(federation, METHODS["fedavg"], tmp_path)
 
     def test_hospitals_states_that_are_gone_are_missed(self, federation, tmp_path):
         with pytest.raises(KeyboardInterrupt):
@@ -141,7 +162,7 @@ class TestResume:
 
     def test_hospitals_that_keep_nothing_leave_no_file(self, federation, tmp_path):
         play(federation, METHODS["fedavg"], tmp_path)
-        assert [path.name for path in tmp_path.iterdir()] == [NAME]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [NAME, models.HISTORY]
 
 
 states = st.dictionaries(
@@ -234,7 +255,9 @@ class TestFullDisk:
     def fill(self, patch):
         opened = models.Path.open
         patch.setattr(
-            models.Path, "open", lambda path, mode="r": Full(opened(path, mode)) if "w" in mode else opened(path, mode)
+            models.Path,
+            "open",
+            lambda path, mode="r": Full(opened(path, mode)) if "w" in mode or "+" in mode else opened(path, mode),
         )
 
     def test_it_is_said_and_the_last_checkpoint_stays(self, tmp_path, monkeypatch):

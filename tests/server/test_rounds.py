@@ -310,7 +310,7 @@ class TestQuorum:
     def test_what_was_finished_stays_and_the_run_goes_on_from_there(self, federation, honest, tmp_path):
         with pytest.raises(QuorumError):
             federation.run(self.settings(0), {BAD: self.broken(1)}, folder=tmp_path)
-        assert len(models.load(tmp_path / models.NAME).facts["rounds"]) == ROUND - 1
+        assert models.load(tmp_path / models.NAME).facts["rounds"] == ROUND - 1
         outcome = federation.run(self.settings(0), folder=tmp_path)
         assert sha256(outcome.model.weights) == sha256(honest.model.weights)
 
@@ -318,7 +318,7 @@ class TestQuorum:
         scripts = {name: self.broken(9) for name in ("east", "north", "west")}
         with pytest.raises(QuorumError, match=r"1 of 4 .* 2 are needed"):
             federation.run({"limits": {"quorum": 0.5}}, scripts, folder=tmp_path)
-        assert len(models.load(tmp_path / models.NAME).facts["rounds"]) == ROUND - 1
+        assert models.load(tmp_path / models.NAME).facts["rounds"] == ROUND - 1
 
     def test_a_federation_that_is_too_small_does_not_start(self, federation):
         settings = {"selection": {"minimum": 5}, "limits": {"deadline_seconds": 0.2}}
