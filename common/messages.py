@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
@@ -82,7 +83,7 @@ def pack_reply(reply: Reply) -> RecordDict:
     return RecordDict(
         {
             "arrays": wire.to_record(reply.arrays),
-            "statistics": wire.to_record(reply.statistics),
+            "statistics": wire.to_record({name: _narrow(value) for name, value in reply.statistics.items()}),
             "metrics": MetricRecord({"num-examples": reply.num_examples}),
             "config": ConfigRecord(dict(reply.texts)),
         }
@@ -108,7 +109,11 @@ def unpack_reply(content: RecordDict) -> Reply:
     if type(count) is not int:
         raise UpdateRejected("count", "num-examples: expected a whole number")
     texts = {name: text for name, text in content["config"].items() if isinstance(text, str)}
-    return Reply(_arrays(content, "arrays"), _arrays(content, "statistics"), count, texts)
+    statistics = {
+        name: value.astype(np.float64) if value.dtype.kind == "u" else value
+        for name, value in _arrays(content, "statistics").items()
+    }
+    return Reply(_arrays(content, "arrays"), statistics, count, texts)
 
 
 def bytes_of(content: RecordDict) -> int:
@@ -121,6 +126,14 @@ def _arrays(content: RecordDict, name: str) -> dict[str, NDArray[Any]]:
     if not isinstance(record, ArrayRecord):
         raise UpdateRejected("dtype", f"record {name!r}: expected arrays")
     return wire.from_record(record)
+
+
+def _narrow(values: NDArray[Any]) -> NDArray[Any]:
+    """Return the same whole numbers in the fewest bytes: most statistics are histograms, whose counts are small."""
+    if values.dtype != np.float64 or not values.size or not (values.min() >= 0 and values.max() < 2**32):
+        return values
+    whole = values.astype(np.min_scalar_type(int(values.max())))
+    return whole if np.array_equal(whole, values) else values
 
 
 def _only(found: Mapping[str, Any], wanted: Any, what: str) -> None:

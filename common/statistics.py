@@ -23,3 +23,26 @@ def total(parts: Iterable[Statistics]) -> dict[str, NDArray[np.float64]]:
         for name, value in part.items():
             merged[name] = merged[name] + value if name in merged else np.array(value, np.float64)
     return merged
+
+
+class Total:
+    """A running sum whose bits do not depend on the order in which its parts come.
+
+    Whole numbers below 2**53 add exactly, so they are added as they come and need no memory; all others wait, and are added in the order of their keys.
+    """
+
+    def __init__(self) -> None:
+        self._exact: dict[str, NDArray[np.float64]] = {}
+        self._waiting: dict[str, dict[str, NDArray[np.float64]]] = {}
+
+    def add(self, key: str, part: Statistics) -> None:
+        """Add a part; keys are different."""
+        for name, value in part.items():
+            if np.array_equal(value, np.rint(value)):
+                self._exact[name] = self._exact.get(name, 0.0) + value
+            else:
+                self._waiting.setdefault(key, {})[name] = value
+
+    def result(self) -> dict[str, NDArray[np.float64]]:
+        """Return the sum so far."""
+        return total([self._exact, *(part for _, part in sorted(self._waiting.items()))])

@@ -27,7 +27,7 @@ RAW = "fedward.raw"
 """Serialisation type of our arrays: the numbers, little-endian, in row order, and nothing else."""
 NUMPY = "numpy.ndarray"
 """Flower's own serialisation type: a ``.npy`` file."""
-KINDS = ("float16", "float32", "float64", "int8", "int32", "int64", "uint8", "uint32")
+KINDS = ("float16", "float32", "float64", "int8", "int32", "int64", "uint8", "uint16", "uint32")
 """The kinds of numbers that may travel."""
 
 BLOCK = 1024

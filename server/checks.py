@@ -77,11 +77,17 @@ def check_enrolment(reply: Reply, task: Task) -> None:
         raise UpdateRejected(
             "name", "expected a hospital's name of 1 to 64 letters, digits, spaces, dots, hyphens or underscores"
         )
-    nobody: Records = {column.name: np.zeros((0, *column.shape), DTYPES[column.kind]) for column in task.columns}
-    moments = {name: value.shape for name, value in task.summarise(nobody).items()}
+    moments = _summarised(task)
     counts = dict.fromkeys(("train", "validation", "test"), (len(task.classes),))
     check_sums(group("task", reply.statistics), moments, -MOST)
     check_sums(group("count", reply.statistics), counts)
+
+
+@lru_cache(maxsize=16)
+def _summarised(task: Task) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of the statistics that a task starts from."""
+    nobody: Records = {column.name: np.zeros((0, *column.shape), DTYPES[column.kind]) for column in task.columns}
+    return {name: value.shape for name, value in task.summarise(nobody).items()}
 
 
 def _check_statistics(statistics: Statistics, task: Task) -> None:

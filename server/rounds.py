@@ -21,9 +21,9 @@ from common import network as networks
 from common.config import RunConfig
 from common.errors import ConfigError, QuorumError, UpdateRejected
 from common.layout import Vector
-from common.messages import Reply, group
+from common.messages import group
 from common.network import seed_for
-from common.statistics import Statistics, total
+from common.statistics import Statistics, Total, total
 from common.tasks.task import Task
 from common.update import Update
 from server import checks, models
@@ -111,7 +111,9 @@ def _enrol(grid: Grid, plan: Plan) -> Fleet:
     content = messages.pack_request(plan.text, {}, {})
     nodes = _wait_for_nodes(grid, config)
     requests = {str(node): Message(content, dst_node_id=node, message_type=messages.STATISTICS) for node in nodes}
-    replies: dict[str, tuple[int, Reply]] = {}
+    nodes_of: dict[str, int] = {}
+    members: list[Member] = []
+    statistics = Total()
     refused: set[str] = set()
     for node, message in exchange(grid, requests, config.limits.deadline_seconds):
         try:
@@ -121,22 +123,24 @@ def _enrol(grid: Grid, plan: Plan) -> Fleet:
             _log.warning("node %s is left out of the run: %s (%s)", node, error.code, error)
             refused.add(error.code)
             continue
-        replies.setdefault(reply.texts["hospital"], (int(node), reply))
-    ordered = [(name, *replies[name]) for name in sorted(replies)]
-    if len(ordered) < config.selection.minimum:
+        name = reply.texts["hospital"]
+        if name not in nodes_of:
+            nodes_of[name] = int(node)
+            members.append(_member(name, group("count", reply.statistics)))
+            statistics.add(name, group("task", reply.statistics))
+    if len(members) < config.selection.minimum:
         raise QuorumError(
-            f"{len(ordered)} hospitals are here, and selection.minimum asks for {config.selection.minimum}"
+            f"{len(members)} hospitals are here, and selection.minimum asks for {config.selection.minimum}"
             + (f"; others were left out for {', '.join(sorted(refused))}" if refused else "")
         )
-    drawn = drawn_of(len(ordered), config)
+    drawn = drawn_of(len(members), config)
     if drawn < plan.strategy.minimum_updates:
         raise ConfigError(
             f"strategy.name: {config.strategy.name!r} needs {plan.strategy.minimum_updates} updates a round, and {drawn} hospitals are drawn; "
             "take more hospitals, a larger selection.fraction, or another strategy"
         )
-    members = [_member(name, group("count", reply.statistics)) for name, _, reply in ordered]
-    statistics = total(group("task", reply.statistics) for *_, reply in ordered)
-    return Fleet({name: node for name, node, _ in ordered}, members, statistics)
+    members.sort(key=lambda member: member.name)
+    return Fleet({member.name: nodes_of[member.name] for member in members}, members, statistics.result())
 
 
 def _wait_for_nodes(grid: Grid, config: RunConfig) -> list[int]:

@@ -52,7 +52,7 @@ class Examples:
         return Examples(self.x[rows], self.y[rows])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """What is learnt: schema, federated preprocessing, encoding, model and metrics.
 

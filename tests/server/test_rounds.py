@@ -342,7 +342,7 @@ class TestEnrolment:
             statistics(lambda arrays: {**arrays, "task/sum": arrays["task/sum"][1:]}),
             statistics(without("task/count")),
             statistics(without("count/test")),
-            statistics(lambda arrays: {**arrays, "count/test": -arrays["count/test"]}),
+            statistics(lambda arrays: {**arrays, "count/test": -1.0 * arrays["count/test"]}),
         ],
     )
     def test_a_hospital_that_can_not_be_understood_is_left_out(self, federation, change, caplog):
