@@ -1,4 +1,4 @@
-"""Aggregation against its limit and its peers, in one run: ``python benchmarks/aggregation.py --updates 100 --parameters 25000000``.
+"""Aggregation against its limit and its peers, in one run: ``python benchmarks/aggregation.py``.
 
 The limit of an average is ``sum += update`` with weights already applied; peers are numpy's multiply-then-add and Flower's FedAvg. The peer of
 the robust rules is ``np.median`` over the stacked updates. Ways take turns and the best of each counts, so that a busy machine spoils little.
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from measure import Row, options, show
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,73 +24,84 @@ from common.update import Update
 from server.strategies import strategy_of
 
 Vector = NDArray[np.float32]
-Ways = dict[str, Callable[[], object]]
 POOL = 4
+FLOWERS = 8
+"""Updates that Flower's way is measured with."""
 
 
 def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=20, help="updates in a round")
-    parser.add_argument("--parameters", type=int, default=2_000_000, help="length of an update")
-    parser.add_argument(
-        "--flower-updates", type=int, default=8, help="updates for Flower's way, which holds all of them"
-    )
-    parser.add_argument(
-        "--robust-parameters", type=int, default=100_000, help="length of an update for the robust rules"
-    )
-    parser.add_argument("--repeat", type=int, default=5, help="turns; the best counts")
-    asked = parser.parse_args()
-    quiet()
-    compare_averages(asked.updates, asked.parameters, min(asked.flower_updates, asked.updates), asked.repeat)
-    compare_robust(asked.updates, asked.robust_parameters, asked.repeat)
+    """Measure and print."""
 
-
-def compare_averages(count: int, size: int, flower_count: int, repeat: int) -> None:
-    """Print the ways to average, as ratios of the limit."""
-    updates = drawn(count, size)
-    ways: Ways = {
-        "limit: sum += update": lambda: plain_sum(updates),
-        "ours: fedavg": lambda: ours("fedavg", updates),
-        "numpy: sum += weight * update": lambda: multiply_then_add(updates),
-    }
-    print(f"\nmean of {count} updates of {size:,} parameters")
-    report(ways, repeat, dict.fromkeys(ways, count), "limit: sum += update", size)
-    flower: Ways = {
-        "limit: sum += update": lambda: plain_sum(updates[:flower_count]),
-        "Flower: FedAvg": flowers(updates[:flower_count]),
-    }
-    print(f"\nmean of {flower_count} updates (Flower holds all of them first)")
-    report(flower, repeat, dict.fromkeys(flower, flower_count), "limit: sum += update", size)
-
-
-def compare_robust(count: int, size: int, repeat: int) -> None:
-    """Print the robust rules, as ratios of ``np.median``."""
-    updates = drawn(count, size, pool=count)
-    stacked = np.stack([update.delta for update in updates])
-    ways: Ways = {
-        "numpy: np.median": lambda: np.median(stacked, axis=0),
-        "ours: median": lambda: ours("median", updates),
-        "ours: trimmed_mean": lambda: ours("trimmed_mean", updates),
-    }
-    print(f"\ncoordinate-wise, {count} updates of {size:,} parameters")
-    report(ways, repeat, dict.fromkeys(ways, count), "numpy: np.median", size)
-
-
-def report(ways: Ways, repeat: int, counts: dict[str, int], base: str, size: int) -> None:
-    """Print time an update, ratio to the base, and peak memory beyond the updates, one way a line."""
-    best = dict.fromkeys(ways, float("inf"))
-    for _ in range(repeat):
-        for name, way in ways.items():
-            begun = time.perf_counter()
-            way()
-            best[name] = min(best[name], time.perf_counter() - begun)
-    print(f"{'way':32} {'ms/update':>10} {'ratio':>7} {'speed-up':>9} {'models':>7}")
-    for name, way in ways.items():
-        ratio = best[name] / best[base]
-        print(
-            f"{name:32} {1e3 * best[name] / counts[name]:10.3f} {ratio:7.2f} {1 / ratio:9.2f} {peak(way) / (4 * size):7.2f}"
+    def extend(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--updates", type=int, default=100, help="updates in a round")
+        parser.add_argument("--parameters", type=int, default=25_000_000, help="length of an update")
+        parser.add_argument(
+            "--robust-parameters", type=int, default=1_000_000, help="length of an update for the robust rules"
         )
+
+    args = options(__doc__ or "", extend)
+    quiet()
+    rows = average_rows(args) + robust_rows(args)
+    show("aggregation", f"W2: aggregation of {args.updates} updates", rows, args)
+
+
+def average_rows(args: argparse.Namespace) -> list[Row]:
+    """Measure the ways to average."""
+    updates = drawn(args.updates, args.parameters)
+    few = updates[:FLOWERS]
+    limit, ours, by_hand, flower = best(
+        args.repeats,
+        lambda: plain_sum(updates),
+        lambda: aggregated("fedavg", updates),
+        lambda: multiply_then_add(updates),
+        flowers(few),
+    )
+    title = f"mean, {args.parameters:,} parameters"
+    models = round(peak(lambda: aggregated("fedavg", updates)) / (4 * args.parameters), 3)
+    return [
+        Row(title, "ms", ours, "times the limit", 1.2, limit=limit),
+        Row("  numpy: sum += weight * update", "ms", ours, "times faster than the peer", 1.0, peer=by_hand),
+        # Flower holds all updates first; ten gigabytes of them do not fit everywhere.
+        Row(
+            "  Flower's FedAvg, by its time an update",
+            "ms",
+            ours,
+            "times faster than the peer",
+            1.0,
+            peer=flower / len(few) * len(updates),
+        ),
+        Row("  memory beyond the updates", "models", models, "at most", 2.0),
+    ]
+
+
+def robust_rows(args: argparse.Namespace) -> list[Row]:
+    """Measure the robust rules."""
+    updates = drawn(args.updates, args.robust_parameters, pool=args.updates)
+    stacked = np.stack([update.delta for update in updates])
+    peer, median, trimmed = best(
+        args.repeats,
+        lambda: np.median(stacked, axis=0),
+        lambda: aggregated("median", updates),
+        lambda: aggregated("trimmed_mean", updates),
+    )
+    title = f"coordinate-wise median, {args.robust_parameters:,} parameters; peer np.median"
+    return [
+        Row(title, "ms", median, "times faster than the peer", 6.0, peer=peer),
+        Row("  trimmed mean; peer np.median", "ms", trimmed, "times faster than the peer", 6.0, peer=peer),
+    ]
+
+
+def best(repeats: int, *ways: Callable[[], object]) -> list[float]:
+    """Return each way's shortest time in milliseconds; they take turns."""
+    times = [[1000.0 * timed(way) for way in ways] for _ in range(repeats)]
+    return [min(each) for each in zip(*times, strict=True)]
+
+
+def timed(way: Callable[[], object]) -> float:
+    """Return the seconds of one call."""
+    begun = time.perf_counter()
+    way()
+    return time.perf_counter() - begun
 
 
 def peak(way: Callable[[], object]) -> int:
@@ -124,7 +136,7 @@ def multiply_then_add(updates: list[Update]) -> Vector:
     return total / np.float32(sum(update.num_examples for update in updates))
 
 
-def ours(name: str, updates: list[Update]) -> Vector:
+def aggregated(name: str, updates: list[Update]) -> Vector:
     """Run one round of a strategy; the model itself counts as memory."""
     strategy = strategy_of(Choice(name))
     state = strategy.init(np.zeros_like(updates[0].delta), len(updates))

@@ -17,7 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from common.config import Choice, assign
 from common.messages import STATISTICS, TRAIN, Reply, Request
 from common.tasks import heart, task_of
 from common.tasks.task import Records, take
-from simulations import run, scenario
+from simulations import run, scenario, workers
 from simulations.datasets import DATASETS
 from simulations.datasets.dataset import Dataset, Table
 
@@ -118,7 +120,8 @@ class Clock:
 
 def simulate(work: Work, rounds: int, over: Mapping[str, Any]) -> dict[str, Any]:
     """Run the whole job into a folder that is then thrown away."""
-    DATASETS[f"benchmark-{work.name}"] = dataset(work)
+    # Worker processes need the data set too, which is none of the product's.
+    workers.COMMAND = [sys.executable, __file__, "work", work.name, "0", "--socket"]
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         record = run.simulate(
@@ -159,7 +162,6 @@ def empty(work: Work, rounds: int, folder: Path | None) -> dict[str, Any]:
     parts = [records(work, number) for number in range(work.hospitals)]
     nobody = take(parts[0], np.zeros(0, np.int64))
     seats = [seat_for(idle, Hospital(f"{number:05d}", part, nobody, nobody)) for number, part in enumerate(parts)]
-    DATASETS[f"benchmark-{work.name}"] = dataset(work)
     plan = Plan(scenario.read(settings(work, rounds)).run)
     grid = grid_of(seats)
     with flower.identity(grid.run.run_id):
@@ -170,16 +172,22 @@ def empty(work: Work, rounds: int, folder: Path | None) -> dict[str, Any]:
 def main() -> None:
     """Do what the command line asks for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=("simulate", "empty", "empty-saved"))
+    parser.add_argument("kind", choices=("simulate", "empty", "empty-saved", "work"))
     parser.add_argument("work", choices=WORKS)
     parser.add_argument("rounds", type=int)
     parser.add_argument("--hospitals", type=int)
     parser.add_argument("--rows", type=int)
+    parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
     flower.quiet()
     work = WORKS[args.work]
     work = replace(work, hospitals=args.hospitals or work.hospitals, rows=(args.rows,) if args.rows else work.rows)
+    DATASETS[f"benchmark-{work.name}"] = dataset(work)
+    if args.kind == "work":
+        with suppress(EOFError, ConnectionError):
+            workers.serve(Connection(args.socket))
+        return
     if args.kind == "simulate":
         result = simulate(work, args.rounds, assign(args.set))
     else:

@@ -25,6 +25,8 @@ from simulations import hospitals
 WORTH_SECONDS = 20.0
 """Work that is left from which starting processes pays: each needs about 6 s before its first answer."""
 TELLING_ROUNDS = 3
+COMMAND = [sys.executable, "-m", "simulations.workers"]
+"""Starts a process; the number of its socket is added."""
 
 
 def app_of(seats: Sequence[Seat]) -> ClientApp:
@@ -56,7 +58,7 @@ class Crew:
         for _ in range(count):
             ours, theirs = socket.socketpair()
             with theirs:
-                command = [sys.executable, "-m", "simulations.workers", str(theirs.fileno())]
+                command = [*COMMAND, str(theirs.fileno())]
                 # A session of its own, so that Ctrl-C reaches this process alone, which then ends its workers.
                 process = subprocess.Popen(  # noqa: S603
                     command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True
