@@ -16,7 +16,7 @@ def start(threads: int = 1) -> None:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     # TensorFlow leaves oneDNN off where it sees no AVX-512; on AVX2 it still halves the time of a convolution (benchmarks/round.py).
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    with _muted():
+    with _muted(), _absent("matplotlib", "pandas", "sklearn"):
         import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
@@ -39,6 +39,18 @@ def nothing() -> Any:
     import tensorflow as tf
 
     return tf.zeros([0])
+
+
+@contextmanager
+def _absent(*names: str) -> Iterator[None]:
+    """Let packages that are not imported yet seem not to be installed: Keras imports them for wrappers and plots that nobody here uses, which costs 3 s and 120 MB."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 @contextmanager
