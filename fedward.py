@@ -6,7 +6,14 @@ from importlib import import_module, metadata
 
 from common.errors import FedwardError
 
-COMMANDS = ("simulations.cli", "simulations.compare_cli", "simulations.data_cli", "simulations.settings_cli")
+COMMANDS = (
+    "simulations.cli",
+    "simulations.compare_cli",
+    "simulations.data_cli",
+    "simulations.settings_cli",
+    "server.cli",
+    "client.cli",
+)
 """Modules whose ``add_parsers`` adds sub-commands."""
 PACKAGES = ("client", "common", "server", "simulations")
 

@@ -7,14 +7,17 @@ import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from client import service
 from client.hospital import Hospital
 from client.worker import State, Worker
 from common import messages, wire
-from common.errors import FedwardError, UpdateRejected
+from common.errors import FedwardError, PolicyRefused, UpdateRejected
 
 REFUSED, FAILED = 1, 2
 """Codes of errors that cross the border; the text is a code too, and details stay in the hospital's own log."""
@@ -22,6 +25,8 @@ REFUSED, FAILED = 1, 2
 _log = logging.getLogger(__name__)
 
 
+Node = Callable[[Message, Context], Message]
+"""Answers the messages of one node."""
 Answer = Callable[[], Message]
 
 
@@ -38,21 +43,21 @@ class Seat:
     hospital: Hospital
     around: Callable[[Message, Answer], Message] = plainly
 
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message; what the hospital keeps between rounds is in the context's state."""
+        return self.around(message, lambda: _answer(self, message, context))
 
-Finder = Callable[[Context], Seat]
 
-
-def make_app(find: Finder) -> ClientApp:
-    """Return the app of a node whose worker is found by ``find``."""
+def make_app(find: Callable[[Context], Node]) -> ClientApp:
+    """Return the app of nodes that are found by ``find``."""
     app = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:
         try:
-            seat = find(context)
-            return seat.around(message, lambda: _answer(seat, message, context))
+            return find(context)(message, context)
         except FedwardError as error:
             _log.warning("request refused: %s", error)
-            code = error.code if isinstance(error, UpdateRejected) else type(error).__name__
+            code = error.code if isinstance(error, UpdateRejected | PolicyRefused) else type(error).__name__
             return Message(Error(REFUSED, code), reply_to=message)
         except Exception:  # noqa: BLE001 - the border: whatever went wrong here, its text may hold a patient's value and must not travel
             _log.exception("request failed")
@@ -83,12 +88,16 @@ def _store(context: Context, state: State) -> None:
         context.state["hospital"] = wire.to_record(state)
 
 
-def _find(context: Context) -> Seat:
-    """Find the seat of a node that Flower started. Simulated nodes have a partition number, and their worker is not part of the bundle."""
-    if "partition-id" not in context.node_config:
-        raise FedwardError("this node has no worker; start it by 'fedward hospital start'")
-    seat: Seat = importlib.import_module("simulations.hospitals").seat_of(str(context.run_config["scenario"]), context)
-    return seat
+def _find(context: Context) -> Node:
+    """Find who answers for a node that Flower started: a hospital's worker behind its socket, or the harness, which is no part of the bundle."""
+    if "worker" in context.node_config:
+        return partial(service.ask, Path(str(context.node_config["worker"])))
+    if "partition-id" in context.node_config:
+        seat: Node = importlib.import_module("simulations.hospitals").seat_of(
+            str(context.run_config["scenario"]), context
+        )
+        return seat
+    raise FedwardError("this node has no worker; start it by 'fedward hospital start'")
 
 
 app = make_app(_find)

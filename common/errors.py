@@ -8,7 +8,7 @@
     ├── DataError         1  a data file is absent, damaged or not of the expected form
     ├── QuorumError       1  too few hospitals answered, or too few of their updates were good
     ├── UpdateRejected    1  one hospital's update is not used; ``code`` says why
-    ├── PolicyRefused     3  a hospital's own rules forbid what was asked
+    ├── PolicyRefused     3  a hospital's own rules forbid what was asked; ``code`` says which
     └── Unreachable       4  the other side did not answer
 
 A message says what was expected, what came and what to do. It never holds a patient's value: only file, row, column or key.
@@ -51,9 +51,13 @@ class UpdateRejected(FedwardError):
 
 
 class PolicyRefused(FedwardError):
-    """A hospital's own rules forbid what the run asks."""
+    """A hospital's own rules forbid what the run asks. ``code`` is short and safe to send; the message stays in the hospital."""
 
     exit_code = 3
+
+    def __init__(self, message: str, code: str = "refused") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Unreachable(FedwardError):

@@ -56,6 +56,10 @@ class Reply:
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
+PACKED = "packed"
+"""The name of the one array that holds an answer's statistics."""
+
+
 def run_text(config: RunConfig) -> str:
     """Write a run's settings as they travel."""
     return json.dumps(as_table(config), sort_keys=True)
@@ -83,7 +87,7 @@ def pack_reply(reply: Reply) -> RecordDict:
     return RecordDict(
         {
             "arrays": wire.to_record(reply.arrays),
-            "statistics": wire.to_record({name: _narrow(value) for name, value in reply.statistics.items()}),
+            "statistics": pack_statistics(reply.statistics),
             "metrics": MetricRecord({"num-examples": reply.num_examples}),
             "config": ConfigRecord(dict(reply.texts)),
         }
@@ -109,11 +113,21 @@ def unpack_reply(content: RecordDict) -> Reply:
     if type(count) is not int:
         raise UpdateRejected("count", "num-examples: expected a whole number")
     texts = {name: text for name, text in content["config"].items() if isinstance(text, str)}
-    statistics = {
+    return Reply(_arrays(content, "arrays"), unpack_statistics(content.array_records["statistics"]), count, texts)
+
+
+def pack_statistics(statistics: Arrays) -> ArrayRecord:
+    """Lay statistics out as one Flower array."""
+    return wire.to_record({PACKED: wire.pack({name: _narrow(value) for name, value in statistics.items()})})
+
+
+def unpack_statistics(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+    """Undo `pack_statistics`; raise as `unpack_reply` does."""
+    _only(record, (PACKED,), "array of statistics")
+    return {
         name: value.astype(np.float64) if value.dtype.kind == "u" else value
-        for name, value in _arrays(content, "statistics").items()
+        for name, value in wire.unpack(wire.from_array(record[PACKED])).items()
     }
-    return Reply(_arrays(content, "arrays"), statistics, count, texts)
 
 
 def bytes_of(content: RecordDict) -> int:

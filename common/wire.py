@@ -6,6 +6,8 @@ What arrives is checked before a byte is allocated for it, and nothing is ever u
 one copy and comes in with none, where Flower's ``Array(ndarray)`` and ``Array.numpy()`` copy it two or three times.
 """
 
+import itertools
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -95,6 +97,45 @@ def to_record(arrays: Arrays) -> "ArrayRecord":
 def from_record(record: "ArrayRecord") -> dict[str, NDArray[Any]]:
     """Read every array of a record; raise what `from_array` raises."""
     return {name: from_array(array) for name, array in record.items()}
+
+
+def pack(arrays: Arrays) -> NDArray[np.uint8]:
+    """Lay named arrays end to end behind one line that describes them, as bytes ``(n,)``.
+
+    Flower moves every array by requests of its own, of which a deployed round would make hundreds.
+    """
+    parts = [(name, np.asarray(values, _dtype(values.dtype.name))) for name, values in arrays.items()]
+    head = json.dumps([[name, values.dtype.name, values.shape] for name, values in parts]).encode() + b"\n"
+    return np.frombuffer(b"".join([head, *(values.tobytes() for _, values in parts)]), np.uint8)
+
+
+def unpack(packed: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Undo `pack`; the arrays are read-only views of what arrived.
+
+    Raises
+    ------
+    UpdateRejected
+        ``dtype`` where the line in front is not that of `pack`, ``shape`` where it does not fit the bytes behind it.
+    """
+    head, line, data = packed.tobytes().partition(b"\n")
+    try:
+        described = [(str(name), _dtype(kind), tuple(shape)) for name, kind, shape in json.loads(head)]
+        sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in described]
+        whole = all(type(side) is int and side >= 0 for *_, shape in described for side in shape)
+    except (ValueError, TypeError, RecursionError):
+        raise UpdateRejected("dtype", "packed arrays: expected a line that describes them") from None
+    if (
+        not line
+        or not whole
+        or sum(sizes) != len(data)
+        or any(len(shape) > _MOST_DIMENSIONS for *_, shape in described)
+    ):
+        raise UpdateRejected("shape", "packed arrays: the bytes do not fit their description")
+    starts = itertools.accumulate(sizes, initial=0)
+    return {
+        name: np.ndarray(shape, dtype, data, start)
+        for (name, dtype, shape), start in zip(described, starts, strict=False)
+    }
 
 
 @dataclass(frozen=True)

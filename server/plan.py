@@ -14,10 +14,14 @@ from server.strategies.strategy import Strategy
 
 @dataclass(frozen=True)
 class Plan:
-    """What is fixed before round 1. ``personal`` is false for comparators: then no part of the model stays at a hospital."""
+    """What is fixed before round 1. ``personal`` is false for comparators: then no part of the model stays at a hospital.
+
+    ``cohort`` names the hospitals that may take part, for those who want to know in whose company they are; empty where nobody asks.
+    """
 
     config: RunConfig
     personal: bool = True
+    cohort: tuple[str, ...] = ()
 
     @cached_property
     def task(self) -> Task:

@@ -1,6 +1,8 @@
 """What is kept of a run: who took part, what every round brought, and what the model is worth."""
 
+import csv
 import hashlib
+import io
 import json
 import math
 import tempfile
@@ -112,21 +114,21 @@ def write_json(path: Path, facts: dict[str, Any]) -> None:
 
 
 def write_metrics(folder: Path, record: dict[str, Any]) -> None:
-    """Write ``metrics.csv``: one row a round, hospital and metric; the hospital ``*`` is all test patients together."""
-    lines = ["round,hospital,metric,value"]
+    """Write ``metrics.csv``: one row a round, hospital and metric; the hospital ``*`` is all test patients together.
+
+    Every row says in its last column whether the data are ``real`` or ``SYNTHETIC``. A column, because a comment above the table would be
+    taken for its head by most readers, and because it stays with a row that is copied into another table.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["round", "hospital", "metric", "value", "data"])
+    data = "SYNTHETIC" if record["synthetic"] else "real"
     for row in record["rounds"]:
-        values = {
-            "train_loss": row["train_loss"],
-            "validation_loss": row["validation_loss"],
-            "update_norm": row["update_norm"],
-            **row["metrics"],
-        }
-        lines += [f"{row['round']},*,{name},{value!r}" for name, value in values.items() if value is not None]
-        for hospital, metrics in row["hospitals"].items():
-            lines += [
-                f"{row['round']},{hospital},{name},{value!r}" for name, value in metrics.items() if value is not None
-            ]
-    models.write(folder / METRICS, ("\n".join(lines) + "\n").encode())
+        whole = {name: row[name] for name in ("train_loss", "validation_loss", "update_norm")} | row["metrics"]
+        for hospital, metrics in {"*": whole, **row["hospitals"]}.items():
+            known = ((name, value) for name, value in metrics.items() if value is not None)
+            table.writerows([row["round"], hospital, name, value, data] for name, value in known)
+    models.write(folder / METRICS, text.getvalue().encode())
 
 
 def save_model(folder: Path, task: Task, seed: int, model: Model) -> None:

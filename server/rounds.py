@@ -108,8 +108,8 @@ class Fleet:
 def _enrol(grid: Grid, plan: Plan) -> Fleet:
     """Ask every node for its name, counts and the task's statistics; statistics are added in the order of the names."""
     config = plan.config
-    content = messages.pack_request(plan.text, {}, {})
     nodes = _wait_for_nodes(grid, config)
+    content = messages.pack_request(plan.text, {}, _company(plan, len(nodes)))
     requests = {str(node): Message(content, dst_node_id=node, message_type=messages.STATISTICS) for node in nodes}
     nodes_of: dict[str, int] = {}
     members: list[Member] = []
@@ -141,6 +141,11 @@ def _enrol(grid: Grid, plan: Plan) -> Fleet:
         )
     members.sort(key=lambda member: member.name)
     return Fleet({member.name: nodes_of[member.name] for member in members}, members, statistics.result())
+
+
+def _company(plan: Plan, hospitals: int) -> dict[str, bool | int | float | str]:
+    """Say in whose company a hospital is asked: how many there are, and their names where the plan has them."""
+    return {"hospitals": hospitals, "cohort": "\n".join(plan.cohort)}
 
 
 def _wait_for_nodes(grid: Grid, config: RunConfig) -> list[int]:
@@ -175,7 +180,7 @@ def _await(grid: Grid, identity: str, end: float) -> Message | None:
         if left <= 0:
             return None
         time.sleep(min(pause, left))
-        pause = min(pause * 1.5, 1.0)
+        pause = min(pause * 1.5, 0.25)
 
 
 @dataclass(frozen=True)
@@ -291,6 +296,7 @@ class Coordinator:
             "preparation": self.preparation,
             "local-parts": ",".join(self.plan.local_parts),
             "proximal": self.plan.strategy.client.proximal,
+            **_company(self.plan, len(self.fleet.nodes)),
         }
         return messages.pack_request(self.plan.text, arrays, common | dict(options))
 

@@ -72,7 +72,7 @@ def count(number):
 
 
 def statistics(change):
-    return replaced("statistics", lambda record: wire.to_record(change(dict(wire.from_record(record)))))
+    return replaced("statistics", lambda record: messages.pack_statistics(change(messages.unpack_statistics(record))))
 
 
 def without(name):
@@ -471,7 +471,7 @@ class TestStopping:
 
         def rewrite(message, answer):
             reply = answer()
-            if round_of(message) and "validation/losses" in reply.content["statistics"]:
+            if round_of(message) and "validation/losses" in messages.unpack_statistics(reply.content["statistics"]):
 
                 def change(arrays):
                     count = arrays["validation/confusion"].sum()

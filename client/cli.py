@@ -1,0 +1,256 @@
+"""``fedward hospital``: prepare a hospital's data, join a federation, and answer it under the hospital's own rules."""
+
+import argparse
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import DataError, FedwardError, UsageError
+
+if TYPE_CHECKING:
+    from client.site import Site
+
+PASSPHRASE = "FEDWARD_PASSPHRASE"  # noqa: S105 - the name of a variable
+TEST_SHARE = 0.2
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add the commands."""
+    parser = subparsers.add_parser(
+        "hospital",
+        help="take part in a federation as a hospital",
+        description=f"Prepare a hospital's data, join a federation, and answer it under the hospital's own rules. FOLDER is the site's own; "
+        f"{PASSPHRASE} in the environment seals or opens its keys.",
+        epilog="example: fedward hospital init ./site --data /srv/heart.csv --task heart --name 'St Mary'",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    init = _add(commands, "init", initialise, "make keys, policy and request, and read the data if they are given")
+    init.add_argument("--name", required=True, help="the hospital's name, under which it asks to be admitted")
+    init.add_argument("--task", required=True, help="the task that the data are for")
+    init.add_argument(
+        "--data", type=Path, help="file or folder with the patients; it is read, and a sealed copy is kept"
+    )
+    _add(commands, "import", import_, "read the data again, as site.toml says")
+    join_ = _add(commands, "join", join, "join the federation that admitted this hospital")
+    join_.add_argument("admitted", type=Path, help="the file that the coordinator sent")
+    join_.add_argument("--fingerprint", required=True, help="as the coordinator read it out on the telephone")
+    approve_ = _add(commands, "approve", approve, "look at the code of a run, and approve it")
+    approve_.add_argument(
+        "--show", action="store_true", help="print what waits, and how it differs from what is installed here"
+    )
+    approve_.add_argument("--sha256", metavar="HASH", help="approve the bundle with this hash")
+    approve_.add_argument("--own", action="store_true", help="approve the bundle of the version that is installed here")
+    _add(commands, "start", start, "answer the federation; runs until it is stopped")
+    audit = _add(commands, "audit", verify, "verify the audit log")
+    audit.add_argument("what", choices=["verify"], nargs="?", default="verify")
+    policy_ = _add(commands, "policy", policy, "show the policy in force")
+    policy_.add_argument("what", choices=["show"], nargs="?", default="show")
+
+
+def _add(commands: Any, name: str, act: Callable[[argparse.Namespace], int], meaning: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=meaning, description=meaning[0].upper() + meaning[1:] + "."
+    )
+    parser.add_argument("folder", type=Path, help="the site's folder")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=act)
+    return parser
+
+
+def initialise(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital init``."""
+    from client import policy, site
+    from client.resident import POLICY
+
+    made = site.create(args.folder, args.name, args.task, os.environ.get(PASSPHRASE))
+    data = str(args.data.resolve()) if args.data else ""
+    (args.folder / POLICY).write_text(
+        policy.template(args.name, args.task, data) + _data_section(args.task), encoding="utf-8"
+    )
+    told = (
+        _import(made)
+        if args.data
+        else f"No data yet: name the file in {args.folder / POLICY}, then: fedward hospital import {args.folder}"
+    )
+    request = args.folder / site.REQUEST
+    _tell(
+        args,
+        {"name": made.name, "folder": str(args.folder), "request": str(request), "data": told},
+        f"{told}\n\nMade the site of {made.name!r} in {args.folder}; its private keys never leave {args.folder / 'keys'}.\n"
+        f"Read {args.folder / POLICY}: what is not allowed there is refused.\nNext: send {request} to the coordinator.",
+    )
+    return 0
+
+
+def import_(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital import``."""
+    told = _import(_opened(args.folder))
+    _tell(args, {"data": told}, told)
+    return 0
+
+
+def _import(site: "Site") -> str:
+    """Read, check, de-identify, split and seal the hospital's file; return the reports."""
+    from client import resident
+    from client.data import deidentify, reading, schema, split, vault
+    from client.policy import read_policy
+    from common.config import Choice, loads
+    from common.tasks import task_of
+
+    path = site.folder / resident.POLICY
+    task = task_of(Choice(site.task))
+    source = read_policy(path).site.data
+    if not source:
+        raise UsageError(f"{path}: site.data: expected the file or folder with the patients")
+    mapping = schema.mapping_of(loads(path.read_text(encoding="utf-8"), str(path)).get("data", {}), task)
+    imported = reading.read(Path(source), task, mapping)
+    if imported.report.refused:
+        print(imported.report.text(), file=sys.stderr)
+        raise DataError(
+            f"the data were not taken; mend the file, or say in {path} how it is written, then: fedward hospital import {site.folder}"
+        )
+    clean = deidentify.deidentify(imported, task, site.vault_key())
+    parts = split.split(clean, task, site.vault_key(), test=TEST_SHARE)
+    sealed = resident.sealed(site.folder, site.task)
+    sealed.parent.mkdir(mode=0o700, exist_ok=True)
+    vault.seal(sealed, parts, task, site.vault_key(), site.name)
+    counts = ", ".join(f"{name} {count['rows']}" for name, count in parts.counts().items())
+    return f"{imported.report.text()}\n{clean.found.text()}\nSealed in {sealed}: {counts}."
+
+
+def _data_section(task: str) -> str:
+    from client.data import schema
+    from common.config import Choice
+    from common.tasks import task_of
+
+    return "\n" + schema.commented(task_of(Choice(task)))
+
+
+def join(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital join``."""
+    from client import policy
+    from client.resident import POLICY
+    from common import joining
+
+    site = _opened(args.folder)
+    site.join(joining.read_document(args.admitted), args.fingerprint)
+    joined = site.federation or {}
+    path = args.folder / POLICY
+    path.write_text(
+        policy.added(path.read_text(encoding="utf-8"), "coordinators", joined["fingerprint"]), encoding="utf-8"
+    )
+    _tell(
+        args,
+        dict(joined),
+        f"Joined {joined['federation']!r} at {joined.get('address') or 'an address that is not known yet'}.\n"
+        f"Next: fedward hospital approve {args.folder} --own, then: fedward hospital start {args.folder}",
+    )
+    return 0
+
+
+def approve(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital approve``."""
+    from client import policy
+    from client.resident import POLICY
+    from common import deployment, flower
+
+    flower.check_version()
+    flower.quiet()
+    own, waiting = deployment.bundle(), sorted((args.folder / "bundles").glob("*.fab"))
+    path = args.folder / POLICY
+    chosen = own.sha256 if args.own else args.sha256
+    if chosen:
+        if not args.own and chosen not in {file.stem for file in waiting}:
+            raise UsageError(
+                f"{chosen}: no run asked for such a bundle; 'fedward hospital approve {args.folder} --show' prints those that wait"
+            )
+        text = path.read_text(encoding="utf-8")
+        if chosen not in policy.parse_policy(text, str(path)).allow.bundles:
+            path.write_text(policy.added(text, "bundles", chosen), encoding="utf-8")
+        _tell(args, {"approved": chosen}, f"Approved {chosen}.")
+        return 0
+    known = policy.read_policy(path).allow.bundles
+    facts = [
+        {"sha256": file.stem, "approved": file.stem in known, "differs": _difference(file.read_bytes(), own.content)}
+        for file in waiting
+    ]
+    lines = [f"{row['sha256']}  {'approved' if row['approved'] else 'waits'}\n{row['differs']}" for row in facts]
+    _tell(args, {"own": own.sha256, "bundles": facts}, "\n".join([f"Installed here: {own.sha256}", *lines]))
+    return 0
+
+
+def _difference(theirs: bytes, ours: bytes) -> str:
+    """Say line by line how one bundle differs from another; the code of the run is not executed here, only shown."""
+    import difflib
+
+    new, old = _files(theirs), _files(ours)
+    lines: list[str] = []
+    for name in sorted(new.keys() | old.keys()):
+        lines += difflib.unified_diff(
+            old.get(name, []), new.get(name, []), f"installed/{name}", f"run/{name}", lineterm=""
+        )
+    return "\n".join(lines) or "  the same as what is installed here"
+
+
+def _files(bundle: bytes) -> dict[str, list[str]]:
+    try:
+        with zipfile.ZipFile(BytesIO(bundle)) as archive:
+            return {
+                name: archive.read(name).decode("utf-8", "replace").splitlines()
+                for name in archive.namelist()
+                if not name.startswith(".info/")
+            }
+    except (zipfile.BadZipFile, OSError, RuntimeError):
+        raise DataError("a bundle that waits is damaged; it is not approved") from None
+
+
+def start(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital start``."""
+    from client import programs
+    from common import flower
+
+    flower.check_version()
+    flower.quiet()
+    programs.start(_opened(args.folder))
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital audit verify``."""
+    from client import audit
+    from client.resident import AUDIT
+
+    path = args.folder / AUDIT
+    broken = audit.verify(path, _opened(args.folder).audit_key().public_key())
+    if broken:
+        raise FedwardError(f"{path}: {broken}")
+    count = len(path.read_bytes().splitlines())
+    _tell(args, {"lines": count, "intact": True}, f"{path}: {count} lines, none of them changed.")
+    return 0
+
+
+def policy(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital policy show``."""
+    from client.policy import read_policy
+    from client.resident import POLICY
+    from common.config import as_table, dumps
+
+    table = as_table(read_policy(args.folder / POLICY))
+    _tell(args, table, dumps(table))
+    return 0
+
+
+def _opened(folder: Path) -> "Site":
+    from client.site import open_site
+
+    return open_site(folder, os.environ.get(PASSPHRASE))
+
+
+def _tell(args: argparse.Namespace, facts: Any, text: str) -> None:
+    print(json.dumps(facts, ensure_ascii=False, default=list) if args.json else text)
+    sys.stdout.flush()

@@ -1,0 +1,148 @@
+"""The gate: every request is written down, held against the hospital's policy, and its answer is screened before it leaves."""
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context, Message
+
+from client import policy
+from client.app import Node
+from client.audit import AuditLog
+from client.hospital import Hospital
+from client.policy import Asked, SitePolicy
+from client.stub import BUNDLE
+from client.suppression import suppress
+from common import flower, messages
+from common.errors import FedwardError, PolicyRefused, UpdateRejected
+from common.messages import TRAIN, Reply, Request
+from common.tasks.task import rows_of
+
+MOST_SEEN = 100_000
+"""Messages that are remembered, so that none is answered twice."""
+
+
+@dataclass
+class Gate:
+    """Answers messages for one hospital: in front of the worker, and with the last word. The policy's file is read anew when it changes."""
+
+    hospital: Hospital
+    worker: Node
+    policy: Path
+    audit: AuditLog
+    coordinator: str
+    _seen: dict[str, None] = field(default_factory=dict)
+    _rounds: dict[int, int] = field(default_factory=dict)
+    _read: tuple[int, SitePolicy] | None = None
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer, or raise what keeps the hospital from it; the audit log has every case."""
+        request = messages.unpack_request(message.content)
+        who = _identity(message, request)
+        asked = self._asked(message, context, request)
+        self.audit.append("asked", who | _facts(asked))
+        try:
+            self._check_fresh(message, request)
+            policy.permits(self._policy(), asked)
+            self.audit.append("allowed", who)
+            return self._answer(message, context, who)
+        except FedwardError as error:
+            self.audit.append(*_unanswered(error, who))
+            raise
+        except Exception:
+            self.audit.append("failed", who | {"code": "failed"})
+            raise
+
+    def _answer(self, message: Message, context: Context, who: Mapping[str, str | int]) -> Message:
+        begun = time.monotonic()
+        reply = self.worker(message, context)
+        if message.metadata.message_type == TRAIN:
+            self.audit.append("trained", {**who, "rounds": 1, "seconds": round(time.monotonic() - begun, 3)})
+        answer = messages.unpack_reply(reply.content)
+        kept = suppress(answer.statistics, self._policy())
+        reply.content = messages.pack_reply(Reply(answer.arrays, kept, answer.num_examples, answer.texts))
+        content = flower.content_bytes(reply.content)
+        sent: dict[str, str | int | float] = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "bytes": len(content),
+            "norm": _norm(answer),
+        }
+        self.audit.append("sent", {**sent, **who})
+        return reply
+
+    def _check_fresh(self, message: Message, request: Request) -> None:
+        """Refuse what was answered before, and a round before the last one."""
+        name, run = message.metadata.message_id, message.metadata.run_id
+        if name in self._seen:
+            raise PolicyRefused("this message was answered before; it is ignored", "replay")
+        self._seen[name] = None
+        if len(self._seen) > MOST_SEEN:
+            del self._seen[next(iter(self._seen))]
+        if message.metadata.message_type == TRAIN:
+            number = int(request.options["server-round"])
+            if number < self._rounds.get(run, 0):
+                raise PolicyRefused(f"round {number} came after round {self._rounds[run]} of the same run", "stale")
+            self._rounds[run] = number
+
+    def _policy(self) -> SitePolicy:
+        changed = self.policy.stat().st_mtime_ns
+        if self._read is None or self._read[0] != changed:
+            self._read = changed, policy.read_policy(self.policy)
+        return self._read[1]
+
+    def _asked(self, message: Message, context: Context, request: Request) -> Asked:
+        options = request.options
+        rounds, seconds = self.audit.trained()
+        return Asked(
+            message.metadata.message_type,
+            request.config.task,
+            request.config,
+            self.coordinator,
+            str(context.node_config.get(BUNDLE, "")),
+            round=int(options.get("server-round", 0)),
+            cohort=tuple(filter(None, str(options.get("cohort", "")).split("\n"))),
+            hospitals=int(options.get("hospitals", 0)),
+            rows=rows_of(self.hospital.train),
+            parameters=len(request.arrays.get("weights", ())),
+            rounds_today=rounds,
+            hours_today=seconds / 3600.0,
+        )
+
+
+def _identity(message: Message, request: Request) -> dict[str, str | int]:
+    """Say which request this is."""
+    metadata, options = message.metadata, request.options
+    named: dict[str, str | int] = {
+        "message": metadata.message_id,
+        "run": str(metadata.run_id),
+        "kind": metadata.message_type,
+    }
+    return named | {
+        name: int(options[key]) for name, key in (("round", "server-round"), ("attempt", "attempt")) if key in options
+    }
+
+
+def _facts(asked: Asked) -> dict[str, str | int]:
+    return {
+        "task": asked.task.name,
+        "hospitals": asked.hospitals,
+        "parameters": asked.parameters,
+        "coordinator": asked.coordinator.replace(":", "").lower(),
+        "bundle": asked.bundle,
+    }
+
+
+def _unanswered(error: FedwardError, who: Mapping[str, str | int]) -> tuple[str, dict[str, str | int]]:
+    if not isinstance(error, PolicyRefused | UpdateRejected):
+        return "failed", {**who, "code": type(error).__name__}
+    return ("replay", dict(who)) if error.code == "replay" else ("refused", {**who, "code": error.code})
+
+
+def _norm(answer: Reply) -> float:
+    """Return the Euclidean norm of all fractional numbers that an answer's arrays hold."""
+    fractions = [array for array in answer.arrays.values() if array.dtype.kind == "f"]
+    return math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in fractions))

@@ -1,0 +1,98 @@
+"""The resident worker of a real hospital: ``python -m client.resident SITE``, started and kept by ``fedward hospital start``.
+
+It alone holds the patients and the hospital's keys, and answers on a Unix socket. ``FEDWARD_PASSPHRASE`` in the environment opens sealed keys.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from client import service
+from client.app import Seat, make_app
+from client.audit import AuditLog
+from client.data import vault
+from client.gate import Gate
+from client.policy import read_policy
+from client.site import Site, open_site
+from client.worker import Worker
+from common import backend, flower
+from common.config import Choice
+from common.errors import FedwardError
+from common.tasks import task_of
+
+SOCKET, AUDIT, POLICY = "run/worker.sock", "audit.jsonl", "site.toml"
+ANSWER_SECONDS = 3600.0
+"""How long one answer may take before the worker is ended and started anew."""
+
+_log = logging.getLogger("fedward.worker")
+
+
+def sealed(folder: Path, task: str) -> Path:
+    """Return where a site keeps its patients."""
+    return folder / "data" / f"{task}.sealed"
+
+
+def serve(site: Site) -> None:
+    """Open the patients in memory and answer for ever.
+
+    Raises
+    ------
+    FedwardError
+        When the hospital has not joined, or its policy, keys or data cannot be read.
+    """
+    policy = read_policy(site.folder / POLICY)
+    if site.federation is None:
+        raise FedwardError(f"{site.folder}: has not joined a federation; 'fedward hospital join' does")
+    hospital = vault.unseal(
+        sealed(site.folder, site.task), task_of(Choice(site.task)), site.vault_key(), site.name
+    ).hospital(site.name)
+    backend.start(policy.limits.threads)
+    _end_above(policy.limits.memory_mb)
+    with AuditLog(site.folder / AUDIT, site.audit_key()) as audit:
+        audit.append("started", {"version": version("fedward")})
+        gate = Gate(
+            hospital, Seat(Worker(), hospital), site.folder / POLICY, audit, str(site.federation["fingerprint"])
+        )
+        app = make_app(lambda _context: gate)
+        service.serve(site.folder / SOCKET, app, lambda: print("ready", flush=True), ANSWER_SECONDS)
+
+
+def _end_above(megabytes: int) -> None:
+    """End this process when it takes more memory than the policy allows; it is started again, and the request counts as failed."""
+
+    def watch() -> None:
+        while _resident_mb() <= megabytes:
+            time.sleep(0.2)
+        _log.error("this worker took more than limits.memory_mb = %d; it ends", megabytes)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _resident_mb() -> float:
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0.0  # no such file but on Linux; the service's own limit is what remains there
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def main() -> int:
+    """Serve the site of the command line."""
+    flower.check_version()
+    flower.quiet()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        serve(open_site(Path(sys.argv[1]), os.environ.pop("FEDWARD_PASSPHRASE", None)))
+    except FedwardError as error:
+        _log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

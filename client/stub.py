@@ -1,0 +1,70 @@
+"""The stub: takes the messages of this hospital's node, hands them to the worker, and sends back its answers.
+
+``python -m client.stub FLOWER SECRET SOCKET BUNDLES``: the address of the node's run-time service, the file of its secret, the worker's socket, and the
+folder of bundles. It needs no access to patients, keys or policy, and can be run as a user that has none. The bundle that comes with a
+run is not executed: the worker is told its hash, and a run of code that the hospital has not approved gets no answer but a refusal.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import deployment, flower
+from common.deployment import Bundle, Received, Tasks
+from common.errors import FedwardError
+
+if TYPE_CHECKING:
+    from flwr.app import Message
+
+BUNDLE = "bundle"
+"""Under this name the worker is told the hash of the bundle that came with the run; its policy decides."""
+
+_log = logging.getLogger(__name__)
+
+
+def serve(tasks: Tasks, worker: Path, bundles: Path) -> None:
+    """Answer messages for ever."""
+    for task in tasks.wait():
+        try:
+            with task.message() as received:
+                received.reply = answer(received, worker, bundles)
+        except Exception:  # noqa: BLE001 - whatever went wrong with one message, the next one is answered
+            _log.exception("a message could not be answered")
+
+
+def answer(received: Received, worker: Path, bundles: Path) -> "Message":
+    """Return the worker's answer, or that there was none."""
+    from flwr.app import Error, Message
+
+    from client import service
+    from client.app import FAILED
+
+    keep(received.bundle, bundles)
+    received.context.node_config[BUNDLE] = received.bundle.sha256
+    try:
+        return service.ask(worker, received.message, received.context)
+    except FedwardError as error:
+        _log.warning("not answered: %s", error)
+        return Message(Error(FAILED, "worker"), reply_to=received.message)
+
+
+def keep(bundle: Bundle, bundles: Path) -> None:
+    """Keep a bundle that was not seen before, to be looked at."""
+    path = bundles / f"{bundle.sha256}.fab"
+    if not path.exists():
+        path.write_bytes(bundle.content)
+
+
+def main() -> None:
+    """Serve with what the command line says."""
+    flower.check_version()
+    flower.quiet()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    address, secret, worker, bundles = sys.argv[1:]
+    serve(Tasks(address, Path(secret).read_bytes(), deployment.CLIENT), Path(worker), Path(bundles))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""What Fedward needs of a running Flower, beyond what Flower exports: the SuperLink's control and run-time services, and the SuperNode's.
+
+Both programs run unmodified, with process isolation: they carry messages, and the processes that take part in a run are ours. The coordinator's own
+process is the ServerApp of its runs, and a hospital's own process answers the messages of its node, so that at a hospital code that came with a run
+is never executed. As in `common.flower`, all of this was tried with one release of Flower.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import FedwardError, Unreachable
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message
+    from flwr.serverapp import Grid
+
+TOKEN_HEADER = "x-fedward-token"  # noqa: S105 - a header's name
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a run says it runs: Flower's app bundle, which hospitals approve by its SHA-256."""
+
+    content: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash in hex."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def bundle() -> Bundle:
+    """Return the bundle of the installed packages; the same files give the same bytes."""
+    from flwr.cli.build import build_fab_from_files
+
+    root = Path(__file__).parents[1]
+    files: dict[str, bytes | Path] = {"pyproject.toml": _PROJECT.encode()}
+    for package in ("client", "common", "server"):
+        files |= {path.relative_to(root).as_posix(): path for path in sorted((root / package).rglob("*.py"))}
+    return Bundle(build_fab_from_files(files)[0])
+
+
+_PROJECT = """[project]
+name = "fedward"
+version = "0.1.0"
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "fedward"
+fab-include = ["/client/**/*.py", "/common/**/*.py", "/server/**/*.py"]
+
+[tool.flwr.app.components]
+serverapp = "server.app:app"
+clientapp = "client.app:app"
+
+[tool.flwr.app.config]
+run = ""
+"""
+
+
+class Control:
+    """The operator's side of a SuperLink on this machine, which answers to the federation's token alone."""
+
+    def __init__(self, address: str, token: str) -> None:
+        from flwr.supercore.control.control_http_client import ControlHttpClient
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+        self._client = ControlHttpClient.from_server_address(
+            address,
+            insecure=True,
+            root_certificates=None,
+            interceptors=[RuntimeVersionHttpInterceptor("flwr CLI"), _Token(token)],
+        )
+
+    def register(self, public_key: str, name: str) -> None:
+        """Let a node take part, by its public key as OpenSSH writes it; one that does so already stays as it is."""
+        import httpx
+        from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+        from flwr.supercore.error import ApiErrorCode, FlowerError
+        from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+        known = public_key_to_bytes(load_ssh_public_key(public_key.encode()))  # type: ignore[arg-type]
+        with _reached():
+            try:
+                self._client.RegisterNode(RegisterNodeRequest(public_key=known, name=name))
+            except httpx.HTTPStatusError as error:
+                known_already = FlowerError.from_json(error.response.text)
+                if not known_already or known_already.code != ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE:
+                    raise
+
+    def online(self) -> list[str]:
+        """Return the names of the nodes that are connected."""
+        from flwr.proto.control_pb2 import ListNodesRequest
+
+        with _reached():
+            nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
+        return sorted(node.name for node in nodes if node.status == "online")
+
+    def start(self, content: Bundle, config: Mapping[str, str]) -> int:
+        """Begin a run; return Flower's number for it."""
+        from flwr.common.serde import fab_to_proto, user_config_to_proto
+        from flwr.proto.control_pb2 import StartRunRequest
+        from flwr.supercore.fab import Fab
+
+        request = StartRunRequest(
+            fab=fab_to_proto(Fab(content.sha256, content.content, {})),
+            override_config=user_config_to_proto(dict(config)),
+        )
+        with _reached():
+            return int(self._client.StartRun(request).run_id)
+
+    def stop(self, run_id: int) -> None:
+        """End a run."""
+        from flwr.proto.control_pb2 import StopRunRequest
+
+        with _reached():
+            self._client.StopRun(StopRunRequest(run_id=run_id))
+
+
+class _Token:
+    """Puts the operator's token on every request."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def intercept(self, context: Any, call_next: Callable[[Any], Any]) -> Any:
+        context.request.headers[TOKEN_HEADER] = self._token
+        return call_next(context)
+
+
+class Tasks:
+    """Work that waits at a SuperLink or SuperNode for a process to take it up: a run's ServerApp, or a message to a node."""
+
+    def __init__(self, address: str, secret: bytes, kind: str) -> None:
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+        from flwr.supercore.runtime import RuntimeHttpClient
+
+        signing = SuperExecAuthHttpInterceptor(
+            master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
+        )
+        self._address, self._kind = address, kind
+        self._client = RuntimeHttpClient.from_server_address(
+            address,
+            insecure=True,
+            root_certificates=None,
+            interceptors=[RuntimeVersionHttpInterceptor("SuperExec"), signing],
+        )
+
+    def take(self) -> "Task | None":
+        """Take the oldest piece of work; None where there is none.
+
+        Raises
+        ------
+        Unreachable
+            When Flower's program does not answer.
+        """
+        from flwr.proto.runtime_pb2 import AcquireTaskRequest
+
+        with _reached():
+            found = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[self._kind]))
+        return Task(self._address, found.token, found.task.run_id) if found.token else None
+
+    def wait(self) -> Iterator["Task"]:
+        """Yield work as it comes, for ever; a Flower that does not answer is waited for."""
+        pause = POLL_SECONDS
+        while True:
+            try:
+                task = self.take()
+                pause = POLL_SECONDS
+            except Unreachable:
+                task, pause = None, min(2 * pause, 5.0)
+            if task:
+                yield task
+            else:
+                time.sleep(pause)
+
+
+SERVER, CLIENT = "flwr-serverapp", "flwr-clientapp"
+"""Kinds of work."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work that this process has taken up; its token opens what belongs to it, and nothing else."""
+
+    address: str
+    token: str
+    run_id: int
+
+    @contextmanager
+    def message(self) -> Iterator["Received"]:
+        """Give the message to answer; while the block runs, the node knows that somebody works on it."""
+        from flwr.supernode.runtime import run_clientapp as flower
+
+        with _client(self) as client:
+            message, context, _, fab = flower.pull_task_input(client)
+            received = Received(message, context, Bundle(fab.content))
+            yield received
+            if received.reply:
+                flower.push_message(client, received.reply, context)
+            flower.push_task_output(
+                client, context, *(("completed", "") if received.reply else ("failed", "no answer"))
+            )
+
+    @contextmanager
+    def grid(self) -> Iterator["Grid"]:
+        """Give the Grid of the run; at the end of the block the run is over, well or, after an error, not."""
+        from flwr.common.serde import run_from_proto
+        from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest
+        from flwr.superlink.grid.http_grid import HttpGrid
+
+        from common import flower
+
+        with _client(self) as client:
+            given = client.PullTaskInput(PullTaskInputRequest())
+            grid = HttpGrid(self.address, insecure=True, token=self.token)
+            grid.set_run(run_from_proto(given.run))
+            ended = ("failed", "ended by an error")
+            try:
+                with flower.identity(self.run_id):
+                    yield grid
+                ended = ("completed", "")
+            finally:
+                client.PushTaskOutput(
+                    PushTaskOutputRequest(context=given.context, sub_status=ended[0], details=ended[1])
+                )
+                grid.close()
+
+
+@dataclass
+class Received:
+    """A message with its node's context and the bundle of its run, and room for the answer."""
+
+    message: "Message"
+    context: "Context"
+    bundle: Bundle
+    reply: "Message | None" = None
+
+
+@contextmanager
+def _client(task: Task) -> Iterator[Any]:
+    """Open a piece of work and send signs of life for it."""
+    from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+    from flwr.supercore.retry import make_simple_http_retry_invoker
+    from flwr.supercore.runtime import RuntimeHttpClient
+
+    client = RuntimeHttpClient.from_server_address(
+        task.address,
+        insecure=True,
+        root_certificates=None,
+        interceptors=[RuntimeVersionHttpInterceptor("flwr-clientapp"), RuntimeTokenHttpInterceptor(task.token)],
+        retry_invoker=make_simple_http_retry_invoker(),
+    )
+    life = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    life.start()
+    try:
+        yield client
+    finally:
+        life.stop()
+        client.close()
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Turn what an HTTP client raises into errors that a user can mend."""
+    import httpx
+
+    try:
+        yield
+    except httpx.TransportError:
+        raise Unreachable("Flower does not answer on this machine; is it running?") from None
+    except httpx.HTTPStatusError as error:
+        code = error.response.status_code
+        hint = "; the federation's token is not the one it was started with" if code == httpx.codes.FORBIDDEN else ""
+        raise FedwardError(f"Flower refused {error.request.url.path} with {code}{hint}") from None

@@ -1,0 +1,138 @@
+"""Programs that run beside each other until they are told to stop, each started again when it ends."""
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before a program is started again; they double while it keeps ending at once. Flower refuses a node that comes back within a minute."""
+STEADY = 60.0
+"""Seconds after which a program counts as running well."""
+GRACE = 10.0
+"""Seconds that a program has to stop by itself."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to run, and where what it says goes; ``environment`` is laid over this process's own."""
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Running:
+    program: Program
+    process: subprocess.Popen[bytes] | None = None
+    begun: float = 0.0
+    pause: float = FIRST_PAUSE
+    due: float = 0.0
+
+
+class Supervisor:
+    """Keeps programs running, in the order given, and stops them in the opposite one; used as a context."""
+
+    def __init__(self, programs: Sequence[Program]) -> None:
+        self._all = [_Running(program) for program in programs]
+
+    def __enter__(self) -> Self:
+        self.look_after()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for running in reversed(self._all):
+            _end(running.process)
+
+    def look_after(self) -> None:
+        """Start what is not running and whose pause is over."""
+        now = time.monotonic()
+        for running in self._all:
+            if running.process and running.process.poll() is not None:
+                _note_end(running, now)
+            if not running.process and now >= running.due:
+                running.process, running.begun = _start(running.program), now
+
+    def pids(self) -> dict[str, int]:
+        """Return the process numbers of the programs that run, by name."""
+        return {each.program.name: each.process.pid for each in self._all if each.process}
+
+
+def until_stopped(supervisor: Supervisor, every: Callable[[], object], seconds: float = 0.2) -> None:
+    """Look after programs until SIGTERM or SIGINT, and call ``every`` in between."""
+    with _stopping() as stopped:
+        while not stopped:
+            supervisor.look_after()
+            every()
+            time.sleep(seconds)
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _start(program: Program) -> subprocess.Popen[bytes]:
+    with program.log.open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 - commands are made by this package, of paths and numbers
+            program.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | dict(program.environment),
+            start_new_session=True,
+            preexec_fn=_ends_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - this process has one thread
+        )
+
+
+def _ends_with_parent() -> None:
+    """Have the kernel stop this process when the one that started it is gone, however it went."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _note_end(running: _Running, now: float) -> None:
+    code = running.process.returncode if running.process else None
+    running.pause = FIRST_PAUSE if now - running.begun > STEADY else min(2 * running.pause, LONGEST_PAUSE)
+    running.due, running.process = now + running.pause, None
+    _log.warning("%s ended with %s; starting it again in %g s", running.program.name, code, running.pause)
+
+
+def _end(process: subprocess.Popen[bytes] | None) -> None:
+    """End a program and whatever it started."""
+    if process is None or process.poll() is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+            return
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """Collect the signals that ask to stop."""
+    stopped: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, lambda number, _frame: stopped.append(number))
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

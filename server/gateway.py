@@ -1,0 +1,421 @@
+"""The door for hospitals: mutual TLS on one port, in front of a SuperLink that only this machine can reach.
+
+Who asks is known by the certificate, looked up on every request, so that a revocation counts at once, also on connections that are open. A member reaches
+Flower's fleet routes, with the node key that was enrolled with it and in its own name, and nothing else.
+
+``python -m server.gateway FOLDER HOST PORT UPSTREAM_URL`` runs it.
+"""
+
+import argparse
+import asyncio
+import base64
+import hashlib
+import logging
+import ssl
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+from cryptography import x509
+
+from common import certificates, flower, keys, relay
+from common.errors import FedwardError
+from common.relay import Body, Gone, Header, Receive, Refused, Scope, Send
+
+HEALTH, RENEW = "/fedward/health", "/fedward/renew"
+PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
+ALIVE = frozenset(f"/v1/fleet/{name}" for name in ("activate-node", "deactivate-node", "send-node-heartbeat"))
+"""Routes that say nothing of whether a message has arrived."""
+
+KEPT = relay.ANSWERED - {b"content-length"}
+AT_ONCE = 16
+"""Requests that one member may have under way; a node has at most four."""
+SMALL = 8 << 20
+"""Bytes of the largest request that is read before it is passed on: one that announces an answer, without its arrays."""
+HOLD_SECONDS = 20.0
+"""How long a node that asks for messages is kept waiting: its time-out is 30 s, and its signature counts for 300 s."""
+POLL_SECONDS, POLLS_PER_SECOND = 0.1, 50
+"""A waiting node's question is repeated this often, but those of all nodes together not more often than Flower can well answer."""
+MOST_TIMES = 3
+"""How often a message is handed out to a node that never does anything with it."""
+TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+REFRESH_SECONDS = 3600.0
+"""How often the age of the gateway's own certificate is looked at."""
+
+_log = logging.getLogger("fedward.gateway")
+
+
+class Member(Protocol):
+    """A hospital that was admitted; ``node_key`` is the public key of its node, a line in OpenSSH's form."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def node_key(self) -> str: ...  # noqa: D102
+
+
+class Federation(Protocol):
+    """What the gateway needs of a federation."""
+
+    def member_of(self, certificate_der: bytes, /) -> Member | None:
+        """Return whose certificate this is; None unless it counts at this moment."""
+
+    def renew(self, name: str, csr_pem: bytes, /) -> bytes:
+        """Return a new certificate for a member."""
+
+
+@dataclass
+class _Handed:
+    """A message that was handed out, kept until the node does something with it, because Flower itself gives it out once."""
+
+    content: bytes
+    until: float
+    times: int = 0
+
+
+@dataclass
+class _Line:
+    """What is remembered of a member: its requests under way, how often it asked for messages, and a message that it may not have received."""
+
+    busy: int = 0
+    asked: int = 0
+    handed: _Handed | None = None
+
+
+class Gateway:
+    """The ASGI application; ``limit`` is the largest request in bytes, ``hold`` how many seconds a question for messages waits for one."""
+
+    def __init__(
+        self, federation: Federation, upstream: str, limit: int = relay.LARGEST, hold: float = HOLD_SECONDS
+    ) -> None:
+        self._federation, self._upstream = federation, upstream.rstrip("/")
+        self._limit, self._hold = limit, hold
+        self._lines: defaultdict[str, _Line] = defaultdict(_Line)
+        self._held = 0
+        self._asking: set[asyncio.Task[Any]] = set()
+        self._stopping = False
+        # The way to the SuperLink is loopback: no proxy of the environment has a part in it.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        self._client = httpx.AsyncClient(limits=limits, trust_env=False)
+
+    async def open(self) -> None:
+        """Begin."""
+
+    async def stop(self) -> None:
+        """Answer the nodes that wait."""
+        self._stopping = True
+
+    async def close(self) -> None:
+        """End."""
+        await asyncio.gather(*self._asking, return_exceptions=True)
+        await self._client.aclose()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        try:
+            await self._answer(self._member(scope), scope, receive, send)
+        except Refused as refusal:
+            _log.warning("refused %s %s %d: %s", self._who(scope), _route(scope), refusal.code, refusal)
+            await relay.answer(send, refusal.code, closing=True)
+        except Gone:
+            pass
+        except httpx.TransportError as error:
+            # The answer has begun and can't be ended well; the server cuts it off when this returns, and the node asks again.
+            _log.warning("broken off %s %s: %s", self._who(scope), _route(scope), type(error).__name__)
+
+    def _member(self, scope: Scope) -> Member:
+        member = self._federation.member_of(scope.get(relay.CERTIFICATE, b""))
+        if member is None:
+            raise Refused(403, "no member's certificate")
+        return member
+
+    def _who(self, scope: Scope) -> str:
+        certificate = scope.get(relay.CERTIFICATE, b"")
+        member = self._federation.member_of(certificate)
+        return repr(member.name) if member else _stranger(certificate)
+
+    async def _answer(self, member: Member, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["raw_path"].decode("ascii", "replace")
+        line = self._lines[member.name]
+        if (method, path) == ("GET", HEALTH):
+            await relay.answer(send, 200, b"ok\n")
+        elif (method, path) == ("POST", RENEW):
+            csr = await Body(scope, receive, certificates.LARGEST).whole()
+            await relay.answer(send, 200, self._renewed(member, csr))
+        elif method == "POST" and path in relay.FLEET:
+            with _at_once(line):
+                await self._fleet(member, line, path, scope, receive, send)
+        else:
+            raise Refused(403, "no route for hospitals")
+
+    def _renewed(self, member: Member, csr: bytes) -> bytes:
+        try:
+            pem = self._federation.renew(member.name, csr)
+        except FedwardError as error:
+            raise Refused(400, f"not renewed: {error}") from None
+        _log.info("renewed %r", member.name)
+        return pem
+
+    async def _fleet(self, member: Member, line: _Line, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = relay.passing(scope["headers"], relay.ASKED)
+        if relay.header(headers, relay.NODE_KEY) != _header_of(member.node_key):
+            raise Refused(403, "another node key than was enrolled with this certificate")
+        if path not in ALIVE | {PULL}:
+            line.handed = None
+        body = Body(scope, receive, self._limit if path not in (PULL, PUSH) else min(SMALL, self._limit))
+        if path == PULL:
+            question = await body.whole()
+            await body.wait_for(self._pull(line, scope, headers, question, send))
+        else:
+            content: Any = _own_answers(await body.whole()) if path == PUSH else body.pieces()
+            await body.wait_for(self._pass_on(path, headers, content, send))
+
+    async def _pass_on(self, path: str, headers: list[Header], content: Any, send: Send) -> None:
+        with _reached():
+            response = await self._client.send(self._request(path, headers, content), stream=True)
+        await relay.hand_back(response, send)
+
+    async def _pull(self, line: _Line, scope: Scope, headers: list[Header], content: bytes, send: Send) -> None:
+        """Answer when there is a message for the node, when it has waited long enough, or when it asks anew on another connection."""
+        line.asked += 1
+        asked, end = line.asked, time.monotonic() + self._hold
+        with self._holding():
+            while (found := await self._ask(line, headers, content)).is_success and not found.content:
+                if self._stopping or line.asked != asked or time.monotonic() > end:
+                    break
+                await asyncio.sleep(max(POLL_SECONDS, self._held / POLLS_PER_SECOND))
+                self._member(scope)
+        await relay.answer(send, found.status_code, found.content, relay.passing(found.headers.raw, KEPT))
+
+    async def _ask(self, line: _Line, headers: list[Header], content: bytes) -> httpx.Response:
+        """Ask Flower once; but first hand out again what was lost on its way."""
+        if line.handed and line.handed.times < MOST_TIMES and time.time() < line.handed.until:
+            line.handed.times += 1
+            return httpx.Response(200, content=line.handed.content, headers={"content-type": "application/protobuf"})
+        task = asyncio.create_task(self._ask_flower(line, self._request(PULL, headers, content)))
+        self._asking.add(task)
+        task.add_done_callback(self._asked)
+        # Shielded: Flower counts the message as delivered even where the node has gone in the meantime.
+        return await asyncio.shield(task)
+
+    async def _ask_flower(self, line: _Line, request: httpx.Request) -> httpx.Response:
+        with _reached():
+            response = await self._client.send(request)
+        if response.is_success and response.content:
+            line.handed = _Handed(response.content, _end_of_life(response.content), times=1)
+        return response
+
+    def _asked(self, task: "asyncio.Task[httpx.Response]") -> None:
+        self._asking.discard(task)
+        if not task.cancelled():
+            # Looked at here, since nobody else does where the node has gone.
+            task.exception()
+
+    def _request(self, path: str, headers: list[Header], content: Any) -> httpx.Request:
+        return relay.request(self._upstream + path, headers, content, TIMEOUT)
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+
+
+@contextmanager
+def _at_once(line: _Line) -> Iterator[None]:
+    """Count a member's requests under way.
+
+    Raises
+    ------
+    Refused
+        When there are too many.
+    """
+    if line.busy >= AT_ONCE:
+        # Not 429: Flower's node ends at that, and tries again at 503.
+        raise Refused(503, f"more than {AT_ONCE} requests at once")
+    line.busy += 1
+    try:
+        yield
+    finally:
+        line.busy -= 1
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise Refused(503, f"Flower does not answer ({type(error).__name__})") from None
+
+
+@lru_cache(maxsize=1024)
+def _header_of(node_key: str) -> bytes:
+    """Return a node key as Flower's node sends it: PEM, in base64."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    key = keys.load_public(node_key, "node", "node key")
+    return base64.b64encode(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+
+
+def _own_answers(content: bytes) -> bytes:
+    """Return an announcement of answers where they are all in the name of the node that sends it.
+
+    Flower proves the node that asks, but takes the sender that stands in a message on trust, and a message that replies to nothing as an instruction: any
+    node could speak as another, and even as the coordinator to another hospital.
+    """
+    from flwr.proto.fleet_pb2 import PushMessagesRequest
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        announced = PushMessagesRequest.FromString(content)
+    except DecodeError:
+        raise Refused(400, "no announcement of answers") from None
+    for each in announced.messages_list:
+        if each.metadata.src_node_id != announced.node.node_id or not each.metadata.reply_to_message_id:
+            raise Refused(403, "a message in another's name")
+    return content
+
+
+def _end_of_life(content: bytes) -> float:
+    """Return until when the messages in Flower's answer count, in seconds of this machine's clock, on which they were made."""
+    from flwr.proto.fleet_pb2 import PullMessagesResponse
+
+    found = PullMessagesResponse.FromString(content).messages_list
+    return min((each.metadata.created_at + each.metadata.ttl for each in found), default=0.0)
+
+
+def _stranger(certificate: bytes) -> str:
+    """Name a certificate that is no member's by the hash of its subject, so that the log holds no text of a stranger's."""
+    if not certificate:
+        return "without certificate"
+    try:
+        subject = x509.load_der_x509_certificate(certificate).subject.public_bytes()
+    except ValueError:
+        subject = certificate
+    return f"subject {hashlib.sha256(subject).hexdigest()[:16]}"
+
+
+def _route(scope: Scope) -> str:
+    """Return a request's method and path for the log, short and in plain letters."""
+    return ascii(f"{scope['method']} {scope['path']}"[:80])
+
+
+class House(Federation, Protocol):
+    """A federation's folder, as far as it concerns the gateway's own certificate; all PEM."""
+
+    @property
+    def authority(self) -> bytes: ...  # noqa: D102
+    @property
+    def gateway_key(self) -> Path: ...  # noqa: D102
+    @property
+    def gateway_certificate(self) -> Path: ...  # noqa: D102
+    def refresh_gateway(self) -> bool:
+        """Make the certificate anew where it is about to expire; say whether it was."""
+
+
+def app(federation: Federation, upstream: str) -> Gateway:
+    """Return the ASGI application in front of a SuperLink at ``upstream``, a URL."""
+    return Gateway(federation, upstream)
+
+
+def context_of(federation: House) -> ssl.SSLContext:
+    """Return the gateway's TLS: version 1.3, and a client certificate of the federation's authority on every connection."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=federation.authority.decode("ascii"))
+    # A resumed session would not show whether the certificate is still in its time.
+    context.num_tickets = 0
+    show_certificate(context, federation)
+    return context
+
+
+def show_certificate(context: ssl.SSLContext, federation: House) -> None:
+    """Have connections from now on see the certificate that is in the federation's folder."""
+    key = keys.load_private(keys.read(federation.gateway_key), "tls", str(federation.gateway_key))
+    keys.load_chain(context, federation.gateway_certificate.read_bytes(), key)
+
+
+class _Served(Gateway):
+    """A gateway that also keeps its own certificate fresh."""
+
+    def __init__(self, federation: House, upstream: str, context: ssl.SSLContext) -> None:
+        super().__init__(federation, upstream)
+        self._house, self._context = federation, context
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Begin."""
+        self._refreshing = asyncio.create_task(self._refresh())
+
+    async def close(self) -> None:
+        """End."""
+        await relay.ended(self._refreshing)
+        await super().close()
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            try:
+                if self._house.refresh_gateway():
+                    show_certificate(self._context, self._house)
+                    _log.info("the gateway shows a new certificate from now on")
+            except FedwardError as error:
+                _log.error("the gateway's certificate was not made anew: %s", error)
+
+
+def serve(
+    federation: House, host: str, port: int, upstream: str, ready: Callable[[int], object] = lambda _port: None
+) -> None:
+    """Run the gateway until SIGTERM or SIGINT; ``ready`` is told the port as soon as hospitals can connect.
+
+    Raises
+    ------
+    UsageError
+        When the address is taken.
+    """
+    federation.refresh_gateway()
+    context = context_of(federation)
+    listener = relay.listen(host, port)
+    bound = int(listener.getsockname()[1])
+    relay.Server(_Served(federation, upstream, context), context, listener, lambda: ready(bound)).run()
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the gateway of a federation's folder; print ``ready PORT`` when it listens."""
+    from server.provision import open_federation
+
+    parser = argparse.ArgumentParser(prog="server.gateway", description="The federation's door for hospitals.")
+    parser.add_argument("folder", type=Path, help="the federation's folder")
+    parser.add_argument("host", help="address to listen on, such as 0.0.0.0")
+    parser.add_argument("port", type=int, help="port to listen on; 0 takes any")
+    parser.add_argument("upstream", help="where the SuperLink listens, such as http://127.0.0.1:8000")
+    args = parser.parse_args(words)
+    flower.quiet()
+    relay.quiet_logs()
+    try:
+        serve(
+            open_federation(args.folder),
+            args.host,
+            args.port,
+            args.upstream,
+            lambda port: print("ready", port, flush=True),
+        )
+    except FedwardError as error:
+        _log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,136 @@
+"""Runs over real hospitals: their folders, and what they leave."""
+
+import json
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from common.config import RunConfig, as_table, dumps
+from common.errors import DataError, UsageError
+from common.tasks import read_run
+from server import coordinator, models, records
+from server.plan import Plan
+from server.provision import Federation
+from server.records import RoundRecord
+from server.results import results_of
+from server.rounds import Outcome
+
+CONFIG = "config.toml"
+
+
+def new_folder(parent: Path, task: str) -> Path:
+    """Make the folder of a new run, numbered after the highest there is."""
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    number = max((int(path.name[-4:]) for path in parent.glob(f"{task}-[0-9][0-9][0-9][0-9]")), default=0)
+    folder = parent / f"{task}-{number + 1:04d}"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def reopen(folder: Path) -> RunConfig:
+    """Read the settings of a run that is to go on.
+
+    Raises
+    ------
+    UsageError
+        When there is no such run, or it is finished.
+    """
+    if (folder / records.RUN).exists():
+        raise UsageError(f"{folder}: this run is finished")
+    try:
+        import tomllib
+
+        return read_run(tomllib.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except OSError:
+        names = ", ".join(row["name"] for row in listed(folder.parent)) or "none"
+        raise UsageError(f"{folder}: no such run; there are: {names}") from None
+
+
+def run(
+    federation: Federation, config: RunConfig, folder: Path, watch: Callable[[RoundRecord], None]
+) -> dict[str, Any]:
+    """Train with the hospitals that are connected, going on from the folder's checkpoint; return the record, which is also in ``run.json``.
+
+    Raises
+    ------
+    FedwardError
+        When the federation is not running, or too few hospitals answered. What was finished stays in the folder.
+    """
+    names = tuple(member.name for member in federation.members() if not member.revoked)
+    plan = Plan(config, cohort=names)
+    _ = plan.strategy  # a contradiction is refused before anything is written
+    models.write(folder / CONFIG, dumps(as_table(config)).encode())
+    try:
+        outcome = coordinator.run(coordinator.place_of(federation), plan, folder, watch)
+    finally:
+        if not (folder / models.NAME).exists():
+            (folder / CONFIG).unlink()  # a run of which no round was finished leaves nothing to go on with
+            folder.rmdir()
+    record: dict[str, Any] = records.finite(_record(federation, plan, outcome, folder.name))
+    records.save_model(folder, plan.task, config.seed, outcome.model)
+    records.write_metrics(folder, record)
+    records.write_json(folder / records.RUN, record)
+    return record
+
+
+def _record(federation: Federation, plan: Plan, outcome: Outcome, name: str) -> dict[str, Any]:
+    result = results_of(plan.task, outcome.tests) if outcome.tests else None
+    return {
+        "schema": 1,
+        "name": name,
+        "federation": federation.name,
+        "task": plan.task.name,
+        "synthetic": False,
+        "title": plan.task.title,
+        "headline": plan.task.objective.headline,
+        "seed": plan.config.seed,
+        "engine": "deploy",
+        "parameters": int(outcome.model.weights.size),
+        "weights_sha256": records.sha256(outcome.model.weights),
+        "layout_sha256": outcome.layout_sha256,
+        "stopped": outcome.stopped,
+        "versions": {"python": platform.python_version()}
+        | {package: metadata.version(package) for package in ("fedward", "flwr", "tensorflow", "numpy")},
+        "hospitals": [asdict(member) for member in outcome.members],
+        "rounds": [asdict(row) for row in outcome.rounds],
+        "results": {"federated": {"pooled": result.pooled, "hospitals": result.hospitals} if result else {}},
+    }
+
+
+def listed(parent: Path) -> list[dict[str, Any]]:
+    """Return name, state and progress of all runs."""
+    return [_progress(path.parent) for path in sorted(parent.glob(f"*/{CONFIG}"))]
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    try:
+        saved = models.load(folder / models.NAME)
+        done = int(saved.facts["rounds"]) if saved else 0
+    except DataError:
+        done = 0
+    of = re.search(r"^rounds = (\d+)", (folder / CONFIG).read_text(encoding="utf-8"), re.MULTILINE)
+    state = "finished" if (folder / records.RUN).exists() else "interrupted"
+    return {"name": folder.name, "state": state, "rounds": done, "of": int(of[1]) if of else None}
+
+
+def line(record: RoundRecord) -> str:
+    """Describe a round in one line."""
+    loss = "-" if record.train_loss is None else f"{record.train_loss:.4f}"
+    dropped = "".join(f"; {row.hospital}: {row.reason}" for row in record.dropped)
+    return f"round {record.round:4}  {len(record.answered)} of {len(record.asked)} hospitals  loss {loss}  {record.seconds:.1f} s{dropped}"
+
+
+def summary(record: dict[str, Any]) -> str:
+    """Describe a run's result in a few lines."""
+    pooled = record["results"]["federated"].get("pooled", {})
+    value = pooled.get(record["headline"])
+    told = (
+        f"{record['headline']} {value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"
+        if value and None not in value
+        else "no metrics came"
+    )
+    return f"{record['title']}: {len(record['rounds'])} rounds, {told}\nweights {json.dumps(record['weights_sha256'][:16])}"

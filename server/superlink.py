@@ -1,0 +1,64 @@
+"""Flower's SuperLink with a lock on its operator's routes: whoever reaches its port can otherwise submit code.
+
+``python -m server.superlink TOKEN_FILE ...`` takes the options of ``flower-superlink`` and is it, but for the one door-keeper in front.
+"""
+
+import hmac
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common import flower
+from common.deployment import TOKEN_HEADER
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Scope]]
+Send = Callable[[Scope], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN = ("/v1/fleet/", "/v1/runtime/", "/health")
+"""Routes that have proofs of their own: the node's signature, the task's token, the secret of who may take up work."""
+
+
+class Locked:
+    """Lets requests to other than the open routes through only with the operator's token."""
+
+    def __init__(self, app: App, token: str) -> None:
+        self._app = app
+        self._token = token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 403 without a word, or pass the request on."""
+        if scope["type"] == "http" and not (scope["path"].startswith(OPEN) or self._may(scope)):
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await self._app(scope, receive, send)
+
+    def _may(self, scope: Scope) -> bool:
+        given = dict(scope["headers"]).get(TOKEN_HEADER.encode(), b"")
+        return hmac.compare_digest(given, self._token)
+
+
+def main() -> None:
+    """Run Flower's own program with the lock in front of its routes."""
+    flower.check_version()
+    flower.quiet()
+    from flwr.superlink import main as superlink
+    from flwr.superlink.cli.flower_superlink import flower_superlink
+
+    token = Path(sys.argv.pop(1)).read_text(encoding="utf-8").strip()
+    create = superlink.create_app
+
+    def locked(config: Any, lifespan: Any) -> Locked:
+        # The option for this refuses loopback without TLS; the gateway in front has it.
+        return Locked(create(replace(config, enable_supernode_auth=True), lifespan), token)
+
+    superlink.create_app = locked  # type: ignore[assignment]
+    flower_superlink()
+
+
+if __name__ == "__main__":
+    main()
