@@ -43,6 +43,14 @@ CHOICES = (
 FOLDS = 5
 
 
+def seeded(seeds: int, words: Sequence[str] = ()) -> Iterator[tuple[Scenario, Population]]:
+    """Yield the scenario with these settings and its hospitals, under each of the seeds from 1 on."""
+    base = merge(scenarios.find("heart-flamby"), assign(list(words)))
+    for seed in range(1, seeds + 1):
+        scenario = scenarios.read(merge(base, {"seed": seed}))
+        yield scenario, hospitals.populate(scenario)
+
+
 def train(scenario: Scenario, population: Population, members: Sequence[Hospital]) -> Results:
     """Run the scenario over these hospitals and judge the final model."""
     plan = Plan(replace(scenario.run, evaluation=replace(scenario.run.evaluation, every=0)))
@@ -83,10 +91,9 @@ def choose(console: Console, seeds: int) -> None:
     )
     for words in itertools.product(*CHOICES):
         found = []
-        for seed in range(1, seeds + 1):
-            scenario = scenarios.read(merge(scenarios.find("heart-flamby"), assign([*words, f"seed={seed}"])))
-            population = hospitals.populate(scenario)
-            found += [scores(train(scenario, population, fold)) for fold in folds(population.hospitals, seed)]
+        for scenario, population in seeded(seeds, words):
+            parts = folds(population.hospitals, scenario.run.seed)
+            found += [scores(train(scenario, population, part)) for part in parts]
         pooled, mean = np.mean(found, axis=0)
         table.add_row(" ".join(words), f"{pooled:.3f}", f"{mean:.3f}")
     console.print(table)
@@ -103,9 +110,7 @@ def report(console: Console, seeds: int) -> None:
     for name, (pooled, mean) in PUBLISHED.items():
         table.add_row(name, f"{pooled:.3f}", f"{mean:.3f}")
     found = []
-    for seed in range(1, seeds + 1):
-        scenario = scenarios.read(merge(scenarios.find("heart-flamby"), {"seed": seed}))
-        population = hospitals.populate(scenario)
+    for scenario, population in seeded(seeds):
         results = train(scenario, population, population.hospitals)
         found.append(scores(results))
     pooled, mean = np.mean(found, axis=0)

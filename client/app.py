@@ -48,13 +48,12 @@ class Seat:
         return self.around(message, lambda: _answer(self, message, context))
 
 
-def make_app(find: Callable[[Context], Node]) -> ClientApp:
-    """Return the app of nodes that are found by ``find``."""
-    app = ClientApp()
+def guarded(node: Node) -> Node:
+    """Return a node that answers with a code where ``node`` raises; what went wrong stays in the hospital's own log."""
 
     def handle(message: Message, context: Context) -> Message:
         try:
-            return find(context)(message, context)
+            return node(message, context)
         except FedwardError as error:
             _log.warning("request refused: %s", error)
             code = error.code if isinstance(error, UpdateRejected | PolicyRefused) else type(error).__name__
@@ -63,6 +62,12 @@ def make_app(find: Callable[[Context], Node]) -> ClientApp:
             _log.exception("request failed")
             return Message(Error(FAILED, "failed"), reply_to=message)
 
+    return handle
+
+
+def make_app(find: Callable[[Context], Node]) -> ClientApp:
+    """Return the app of nodes that are found by ``find``."""
+    app, handle = ClientApp(), guarded(lambda message, context: find(context)(message, context))
     app.train()(handle)
     app.evaluate()(handle)
     for kind in (messages.STATISTICS, messages.COMPARE):

@@ -1,10 +1,12 @@
 """``fedward hospital``: prepare a hospital's data, join a federation, and answer it under the hospital's own rules."""
 
 import argparse
+import hashlib
 import json
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 PASSPHRASE = "FEDWARD_PASSPHRASE"  # noqa: S105 - the name of a variable
 TEST_SHARE = 0.2
+MOST_SHOWN = 64 << 20
+"""Bytes of a bundle's files that are unpacked to be shown; a small bundle may claim any number."""
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -67,11 +71,11 @@ def initialise(args: argparse.Namespace) -> int:
     from client import policy, site
     from client.resident import POLICY
 
-    made = site.create(args.folder, args.name, args.task, os.environ.get(PASSPHRASE))
     data = str(args.data.resolve()) if args.data else ""
-    (args.folder / POLICY).write_text(
-        policy.template(args.name, args.task, data) + _data_section(args.task), encoding="utf-8"
-    )
+    # An unknown task is refused here, before there is a folder.
+    text = policy.template(args.name, args.task, data) + _data_section(args.task)
+    made = site.create(args.folder, args.name, args.task, os.environ.get(PASSPHRASE))
+    (args.folder / POLICY).write_text(text, encoding="utf-8")
     told = (
         _import(made)
         if args.data
@@ -140,10 +144,7 @@ def join(args: argparse.Namespace) -> int:
     site = _opened(args.folder)
     site.join(joining.read_document(args.admitted), args.fingerprint)
     joined = site.federation or {}
-    path = args.folder / POLICY
-    path.write_text(
-        policy.added(path.read_text(encoding="utf-8"), "coordinators", joined["fingerprint"]), encoding="utf-8"
-    )
+    policy.add(args.folder / POLICY, "coordinators", joined["fingerprint"])
     _tell(
         args,
         dict(joined),
@@ -161,27 +162,30 @@ def approve(args: argparse.Namespace) -> int:
 
     flower.check_version()
     flower.quiet()
-    own, waiting = deployment.bundle(), sorted((args.folder / "bundles").glob("*.fab"))
-    path = args.folder / POLICY
+    own, path = deployment.bundle(), args.folder / POLICY
+    known, waiting = policy.read_policy(path).allow.bundles, _waiting(args.folder / "bundles")
     chosen = own.sha256 if args.own else args.sha256
     if chosen:
-        if not args.own and chosen not in {file.stem for file in waiting}:
+        if not args.own and chosen not in waiting:
             raise UsageError(
-                f"{chosen}: no run asked for such a bundle; 'fedward hospital approve {args.folder} --show' prints those that wait"
+                f"{chosen[:80]!r}: no run asked for such a bundle; 'fedward hospital approve {args.folder} --show' prints those that wait"
             )
-        text = path.read_text(encoding="utf-8")
-        if chosen not in policy.parse_policy(text, str(path)).allow.bundles:
-            path.write_text(policy.added(text, "bundles", chosen), encoding="utf-8")
+        policy.add(path, "bundles", chosen)
         _tell(args, {"approved": chosen}, f"Approved {chosen}.")
         return 0
-    known = policy.read_policy(path).allow.bundles
     facts = [
-        {"sha256": file.stem, "approved": file.stem in known, "differs": _difference(file.read_bytes(), own.content)}
-        for file in waiting
+        {"sha256": digest, "approved": digest in known, "differs": _difference(content, own.content)}
+        for digest, content in waiting.items()
     ]
     lines = [f"{row['sha256']}  {'approved' if row['approved'] else 'waits'}\n{row['differs']}" for row in facts]
     _tell(args, {"own": own.sha256, "bundles": facts}, "\n".join([f"Installed here: {own.sha256}", *lines]))
     return 0
+
+
+def _waiting(folder: Path) -> dict[str, bytes]:
+    """Return the bundles that the stub kept, by hash; a file that is not what its name says is nothing to approve."""
+    contents = {file.stem: file.read_bytes() for file in sorted(folder.glob("*.fab"))}
+    return {name: content for name, content in contents.items() if hashlib.sha256(content).hexdigest() == name}
 
 
 def _difference(theirs: bytes, ours: bytes) -> str:
@@ -189,24 +193,31 @@ def _difference(theirs: bytes, ours: bytes) -> str:
     import difflib
 
     new, old = _files(theirs), _files(ours)
+    if new is None or old is None:
+        return "  damaged, or too large to be shown; do not approve it"
     lines: list[str] = []
     for name in sorted(new.keys() | old.keys()):
         lines += difflib.unified_diff(
             old.get(name, []), new.get(name, []), f"installed/{name}", f"run/{name}", lineterm=""
         )
-    return "\n".join(lines) or "  the same as what is installed here"
+    return "\n".join(map(_visible, lines)) or "  the same as what is installed here"
 
 
-def _files(bundle: bytes) -> dict[str, list[str]]:
+def _visible(line: str) -> str:
+    """Write out what would make a terminal hide or reorder a line: it came from the coordinator, and is about to be judged by eye."""
+    return "".join(letter if letter.isprintable() or letter == "\t" else f"\\u{ord(letter):04x}" for letter in line)
+
+
+def _files(bundle: bytes) -> dict[str, list[str]] | None:
+    """Return the lines of each file; None for what cannot be read, or would fill the memory."""
     try:
         with zipfile.ZipFile(BytesIO(bundle)) as archive:
-            return {
-                name: archive.read(name).decode("utf-8", "replace").splitlines()
-                for name in archive.namelist()
-                if not name.startswith(".info/")
-            }
-    except (zipfile.BadZipFile, OSError, RuntimeError):
-        raise DataError("a bundle that waits is damaged; it is not approved") from None
+            files = [file for file in archive.infolist() if not file.filename.startswith(".info/")]
+            if sum(file.file_size for file in files) > MOST_SHOWN:
+                return None
+            return {file.filename: archive.read(file).decode("utf-8", "replace").split("\n") for file in files}
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError):
+        return None
 
 
 def start(args: argparse.Namespace) -> int:

@@ -41,11 +41,12 @@ class Gate:
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer, or raise what keeps the hospital from it; the audit log has every case."""
-        request = messages.unpack_request(message.content)
-        who = _identity(message, request)
-        asked = self._asked(message, context, request)
-        self.audit.append("asked", who | _facts(asked))
+        who = _identity(message)
         try:
+            request = messages.unpack_request(message.content)
+            asked = self._asked(message, context, request)
+            who |= _progress(request)
+            self.audit.append("asked", who | _facts(asked))
             self._check_fresh(message, request)
             policy.permits(self._policy(), asked)
             self.audit.append("allowed", who)
@@ -113,15 +114,15 @@ class Gate:
         )
 
 
-def _identity(message: Message, request: Request) -> dict[str, str | int]:
-    """Say which request this is."""
-    metadata, options = message.metadata, request.options
-    named: dict[str, str | int] = {
-        "message": metadata.message_id,
-        "run": str(metadata.run_id),
-        "kind": metadata.message_type,
-    }
-    return named | {
+def _identity(message: Message) -> dict[str, str | int]:
+    """Say which request this is, whatever it holds."""
+    metadata = message.metadata
+    return {"message": metadata.message_id, "run": str(metadata.run_id), "kind": metadata.message_type}
+
+
+def _progress(request: Request) -> dict[str, str | int]:
+    options = request.options
+    return {
         name: int(options[key]) for name, key in (("round", "server-round"), ("attempt", "attempt")) if key in options
     }
 

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+from common import keys
 from common.config import POSITIVE, Choice, Range, RunConfig, as_table, describe, dumps, loads, merge, parse
 from common.errors import ConfigError, DataError, PolicyRefused, nearest
 
@@ -215,7 +216,7 @@ def template(name: str, task: str, data: str) -> str:
     policy = default_policy(name, task, data)
     lines = [
         "# What this hospital allows. Nothing that a coordinator sends can change it.",
-        "# Changes count from the next 'fedward hospital start' on.",
+        "# Changes count from the next message on; memory_mb and threads from the next 'fedward hospital start' on.",
     ]
     for section in fields(SitePolicy):
         part = getattr(policy, section.name)
@@ -247,6 +248,23 @@ def added(text: str, key: str, value: str) -> str:
             f"site.toml: allow.{key} is not a list on one line of its own; add {shown(value)} to it by hand"
         )
     return changed
+
+
+def add(path: Path, key: str, value: str) -> None:
+    """Add one more value to a list of ``[allow]`` in a site's file; all of it is written or nothing.
+
+    Raises
+    ------
+    DataError
+        When the file cannot be read or written.
+    ConfigError
+        As of `added`, and for a policy that is none.
+    """
+    read_policy(path)
+    text = path.read_text(encoding="utf-8")
+    changed = added(text, key, value)
+    if changed != text:
+        keys.replace({path: changed.encode()})
 
 
 def permits(policy: SitePolicy, asked: Asked) -> None:

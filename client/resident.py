@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from client import service
-from client.app import Seat, make_app
+from client.app import Seat, guarded
 from client.audit import AuditLog
 from client.data import vault
 from client.gate import Gate
@@ -57,8 +57,7 @@ def serve(site: Site) -> None:
         gate = Gate(
             hospital, Seat(Worker(), hospital), site.folder / POLICY, audit, str(site.federation["fingerprint"])
         )
-        app = make_app(lambda _context: gate)
-        service.serve(site.folder / SOCKET, app, lambda: print("ready", flush=True), ANSWER_SECONDS)
+        service.serve(site.folder / SOCKET, guarded(gate), lambda: print("ready", flush=True), ANSWER_SECONDS)
 
 
 def _end_above(megabytes: int) -> None:

@@ -40,20 +40,22 @@ def answer(received: Received, worker: Path, bundles: Path) -> "Message":
     from client import service
     from client.app import FAILED
 
-    keep(received.bundle, bundles)
     received.context.node_config[BUNDLE] = received.bundle.sha256
     try:
+        keep(received.bundle, bundles)
         return service.ask(worker, received.message, received.context)
-    except FedwardError as error:
+    except (FedwardError, OSError) as error:
         _log.warning("not answered: %s", error)
         return Message(Error(FAILED, "worker"), reply_to=received.message)
 
 
 def keep(bundle: Bundle, bundles: Path) -> None:
-    """Keep a bundle that was not seen before, to be looked at."""
+    """Keep a bundle that was not seen before, to be looked at; all of it or nothing."""
     path = bundles / f"{bundle.sha256}.fab"
     if not path.exists():
-        path.write_bytes(bundle.content)
+        part = path.with_suffix(".part")
+        part.write_bytes(bundle.content)
+        part.replace(path)
 
 
 def main() -> None:

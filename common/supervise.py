@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from common.errors import UsageError
+
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a program is started again; they double while it keeps ending at once. Flower refuses a node that comes back within a minute."""
 STEADY = 60.0
@@ -50,7 +52,11 @@ class Supervisor:
         self._all = [_Running(program) for program in programs]
 
     def __enter__(self) -> Self:
-        self.look_after()
+        try:
+            self.look_after()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,6 +68,7 @@ class Supervisor:
         now = time.monotonic()
         for running in self._all:
             if running.process and running.process.poll() is not None:
+                _end(running.process)
                 _note_end(running, now)
             if not running.process and now >= running.due:
                 running.process, running.begun = _start(running.program), now
@@ -86,6 +93,22 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def check_free(host: str, port: int) -> None:
+    """Refuse an address at which nobody could listen.
+
+    Raises
+    ------
+    UsageError
+        Saying why.
+    """
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise UsageError(
+            f"{host}:{port}: cannot listen here ({error.strerror}); choose another address or port"
+        ) from None
+
+
 def _start(program: Program) -> subprocess.Popen[bytes]:
     with program.log.open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - commands are made by this package, of paths and numbers
@@ -106,22 +129,26 @@ def _ends_with_parent() -> None:
 
 def _note_end(running: _Running, now: float) -> None:
     code = running.process.returncode if running.process else None
-    running.pause = FIRST_PAUSE if now - running.begun > STEADY else min(2 * running.pause, LONGEST_PAUSE)
-    running.due, running.process = now + running.pause, None
-    _log.warning("%s ended with %s; starting it again in %g s", running.program.name, code, running.pause)
+    pause = FIRST_PAUSE if now - running.begun > STEADY else running.pause
+    running.due, running.pause, running.process = now + pause, min(2 * pause, LONGEST_PAUSE), None
+    _log.warning("%s ended with %s; starting it again in %g s", running.program.name, code, pause)
 
 
 def _end(process: subprocess.Popen[bytes] | None) -> None:
-    """End a program and whatever it started."""
-    if process is None or process.poll() is not None:
+    """End a program and whatever it started, also where it has ended by itself."""
+    if process is None:
         return
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
+    if process.poll() is None:
+        _tell(process, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-            return
-        os.killpg(process.pid, signal.SIGKILL)
+    _tell(process, signal.SIGKILL)  # itself, or what it left behind
     process.wait()
+
+
+def _tell(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -16,7 +17,8 @@ from common.errors import DataError, FedwardError, UsageError
 if TYPE_CHECKING:
     from server.provision import Federation
 
-LISTEN = "0.0.0.0:8443"
+PORT = 8443
+LISTEN = f"0.0.0.0:{PORT}"
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -36,6 +38,7 @@ def add_parsers(subparsers: Any) -> None:
         default=[],
         help="name or address by which hospitals reach it, as often as needed (default: this machine alone)",
     )
+    init.add_argument("--port", type=int, default=PORT, help=f"port at which they reach it (default: {PORT})")
     admit_ = _add(commands, "admit", admit, "admit a hospital, or renew its certificate")
     admit_.add_argument("request", type=Path, help="the request.json that the hospital made")
     admit_.add_argument(
@@ -77,7 +80,7 @@ def initialise(args: argparse.Namespace) -> int:
     """Run ``fedward server init``."""
     from server import provision
 
-    federation = provision.create(args.folder, args.name or args.folder.resolve().name, args.host)
+    federation = provision.create(args.folder, args.name or args.folder.resolve().name, args.host, args.port)
     told = {"name": federation.name, "folder": str(args.folder), "fingerprint": federation.fingerprint}
     _tell(
         args,
@@ -130,11 +133,16 @@ def start(args: argparse.Namespace) -> int:
     flower.check_version()
     flower.quiet()
     federation = provision.open_federation(args.folder)
-    host, _, port = args.listen.rpartition(":")
-    if not host or not port.isdigit():
-        raise UsageError(f"--listen {args.listen}: expected an address and a port, such as {LISTEN}")
-    coordinator.start(federation, host.strip("[]"), int(port))
+    coordinator.start(federation, *_address(args.listen))
     return 0
+
+
+def _address(listen: str) -> tuple[str, int]:
+    """Return host and port."""
+    host, _, port = listen.rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+        raise UsageError(f"--listen {listen}: expected an address and a port, such as {LISTEN}")
+    return host.strip("[]"), int(port)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -158,17 +166,21 @@ def resume(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace, federation: "Federation", folder: Path, config: Any) -> int:
-    from server import runs
+    from server import coordinator, runs
 
     def show(record: Any) -> None:
         if not args.json:
             print(runs.line(record), flush=True)
 
     command = f"fedward server resume {args.folder} {folder.name}"
+    if not args.json:
+        here = coordinator.online(federation)
+        print(f"{folder.name}: connected {', '.join(here) if here else 'nobody yet'}", flush=True)
     try:
         record = runs.run(federation, config, folder, show)
     except KeyboardInterrupt:
-        raise FedwardError(f"stopped; what is finished is kept: go on with '{command}'") from None
+        kept = f"what is finished is kept: go on with '{command}'" if folder.exists() else "no round was finished yet"
+        raise FedwardError(f"stopped; {kept}") from None
     _tell(args, record, f"\n{runs.summary(record)}\n\nThe run is in {folder}")
     return 0
 
@@ -217,7 +229,9 @@ def stop(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.folder}: is not running")
     os.kill(pid, signal.SIGTERM)
     end = time.monotonic() + 30
-    while coordinator.running(_opened(args.folder)) and time.monotonic() < end:
+    while coordinator.running(_opened(args.folder)):
+        if time.monotonic() > end:
+            raise FedwardError(f"{args.folder}: process {pid} has not stopped within 30 s; look at the logs under run/")
         time.sleep(0.1)
     _tell(args, {"stopped": pid}, "Stopped.")
     return 0

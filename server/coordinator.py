@@ -4,18 +4,21 @@ import os
 import secrets
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from common import deployment, flower, keys
+from common import deployment, flower, keys, relay
 from common.deployment import Control, Task, Tasks
 from common.errors import FedwardError, Unreachable, UsageError
-from common.supervise import Program, Supervisor, free_port, until_stopped
-from server import rounds
+from common.supervise import Program, Supervisor, check_free, free_port, until_stopped
 from server.plan import Plan
 from server.provision import Federation
-from server.rounds import Outcome, Watch
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
 
 TAKE_SECONDS = 20.0
 """How long a run that was begun may take until it can be taken up."""
@@ -61,19 +64,19 @@ def start(federation: Federation, host: str, port: int) -> None:
     Raises
     ------
     UsageError
-        When it is running already.
+        When it is running already, or nothing can listen there.
     """
     if running(federation):
         raise UsageError(f"{federation.folder}: is running already; 'fedward server stop {federation.folder}' ends it")
+    check_free(host, port)
+    relay.listen(host, port).close()  # the gateway is another process, whose log nobody may be looking at
     place, known = place_of(federation), set[str]()
     pid = place.folder / "pid"
     pid.write_text(str(os.getpid()))
     try:
-        with Supervisor(
-            [superlink(place, federation.folder / "token"), gateway(place, federation, host, port)]
-        ) as supervisor:
+        with Supervisor(programs(place, federation, host, port)) as supervisor:
             wait_for_flower(place)
-            until_stopped(supervisor, lambda: _let_in(place, federation, known))
+            until_stopped(supervisor, lambda: let_in(place, federation, known))
     finally:
         pid.unlink(missing_ok=True)
 
@@ -96,14 +99,19 @@ def online(federation: Federation) -> list[str] | None:
         return None
 
 
+def programs(place: Place, federation: Federation, host: str, port: int) -> list[Program]:
+    """Return what a coordinator runs, in the order in which it is started."""
+    return [superlink(place, federation.folder / "token"), gateway(place, federation, host, port)]
+
+
 def gateway(place: Place, federation: Federation, host: str, port: int) -> Program:
     """Return the door for hospitals."""
     words = [str(federation.folder), host, str(port), f"http://{place.address}"]
     return Program("gateway", [sys.executable, "-P", "-m", "server.gateway", *words], place.folder / "gateway.log")
 
 
-def _let_in(place: Place, federation: Federation, known: set[str]) -> None:
-    """Tell Flower of the nodes of hospitals that were admitted since; the gateway decides at every request whether they still are."""
+def let_in(place: Place, federation: Federation, known: set[str]) -> None:
+    """Tell Flower of the nodes of hospitals that are not ``known`` to it yet; the gateway decides at every request whether they are still admitted."""
     for member in federation.members():
         if member.node_key not in known and not member.revoked:
             with suppress(Unreachable):
@@ -150,11 +158,29 @@ def wait_for_flower(place: Place, seconds: float = 30.0) -> None:
             return
 
 
-def run(place: Place, plan: Plan, folder: Path, watch: Watch | None = None) -> Outcome:
-    """Run a plan over the hospitals that are connected, with this process as the ServerApp, going on from the folder's checkpoint if it has one."""
+def wait_for_hospitals(place: Place, count: int, seconds: float) -> None:
+    """Wait until so many hospitals are connected.
+
+    Raises
+    ------
+    Unreachable
+        When they are not in time.
+    """
+    end = time.monotonic() + seconds
+    while len(here := place.control().online()) < count:
+        if time.monotonic() > end:
+            raise Unreachable(
+                f"{len(here)} of {count} hospitals connected within {seconds:g} s; see the logs under run/ of the others"
+            )
+        time.sleep(0.2)
+
+
+@contextmanager
+def grid(place: Place, plan: Plan) -> Iterator["Grid"]:
+    """Begin a run whose ServerApp is this process; it is over when the block ends."""
     flower.quiet()
-    with _taken(place, place.control().start(deployment.bundle(), {"run": plan.text})).grid() as grid:
-        return rounds.run(grid, plan, folder, watch)
+    with _taken(place, place.control().start(deployment.bundle(), {"run": plan.text})).grid() as opened:
+        yield opened
 
 
 def _taken(place: Place, run_id: int) -> Task:

@@ -217,7 +217,7 @@ class Federation:
         }
 
 
-def create(folder: Path, name: str, hosts: Sequence[str] = ()) -> Federation:
+def create(folder: Path, name: str, hosts: Sequence[str] = (), port: int = DEFAULT_PORT) -> Federation:
     """Make a federation in a folder that is new or empty: authority, gateway, token; ``hosts`` are how hospitals reach the gateway, loopback when empty.
 
     Raises
@@ -238,7 +238,7 @@ def create(folder: Path, name: str, hosts: Sequence[str] = ()) -> Federation:
         keys.write(folder / "gateway" / "certificate.pem", shown)
         keys.write(folder / "token", f"{secrets.token_hex(32)}\n".encode())
         # Last, since a folder with it counts as a federation.
-        keys.write(folder / SETTINGS, _settings(name, hosts).encode())
+        keys.write(folder / SETTINGS, _settings(name, hosts, port).encode())
     return open_federation(folder)
 
 
@@ -277,11 +277,11 @@ def open_federation(folder: Path) -> Federation:
     )
 
 
-def _settings(name: str, hosts: Sequence[str]) -> str:
+def _settings(name: str, hosts: Sequence[str], port: int) -> str:
     quoted = [json.dumps(text, ensure_ascii=False) for text in hosts or LOOPBACK]
     example = hosts[0] if hosts else "fedward.example.org"
     host = f"[{example}]" if ":" in example else example
-    address = f'{"" if hosts else "# "}address = "{host}:{DEFAULT_PORT}"'
+    address = f'{"" if hosts else "# "}address = "{host}:{port}"'
     return TEMPLATE.format(name=json.dumps(name, ensure_ascii=False), address=address, hosts=f"[{', '.join(quoted)}]")
 
 

@@ -4,6 +4,7 @@ import json
 import platform
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from common.config import RunConfig, as_table, dumps
 from common.errors import DataError, UsageError
 from common.tasks import read_run
-from server import coordinator, models, records
+from server import coordinator, models, records, rounds
 from server.plan import Plan
 from server.provision import Federation
 from server.records import RoundRecord
@@ -38,6 +39,8 @@ def reopen(folder: Path) -> RunConfig:
     ------
     UsageError
         When there is no such run, or it is finished.
+    DataError
+        When its settings are damaged.
     """
     if (folder / records.RUN).exists():
         raise UsageError(f"{folder}: this run is finished")
@@ -48,6 +51,8 @@ def reopen(folder: Path) -> RunConfig:
     except OSError:
         names = ", ".join(row["name"] for row in listed(folder.parent)) or "none"
         raise UsageError(f"{folder}: no such run; there are: {names}") from None
+    except ValueError:
+        raise DataError(f"{folder / CONFIG}: damaged; restore it from a backup, or start the run anew") from None
 
 
 def run(
@@ -60,16 +65,19 @@ def run(
     FedwardError
         When the federation is not running, or too few hospitals answered. What was finished stays in the folder.
     """
-    names = tuple(member.name for member in federation.members() if not member.revoked)
-    plan = Plan(config, cohort=names)
-    _ = plan.strategy  # a contradiction is refused before anything is written
-    models.write(folder / CONFIG, dumps(as_table(config)).encode())
     try:
-        outcome = coordinator.run(coordinator.place_of(federation), plan, folder, watch)
+        plan = Plan(config, cohort=tuple(member.name for member in federation.members() if not member.revoked))
+        _ = plan.strategy  # a contradiction is refused before anything is written
+        models.write(folder / CONFIG, dumps(as_table(config)).encode())
+        with coordinator.grid(coordinator.place_of(federation), plan) as grid:
+            outcome = rounds.run(grid, plan, folder, watch)
     finally:
         if not (folder / models.NAME).exists():
-            (folder / CONFIG).unlink()  # a run of which no round was finished leaves nothing to go on with
-            folder.rmdir()
+            (folder / CONFIG).unlink(
+                missing_ok=True
+            )  # a run of which no round was finished leaves nothing to go on with
+            with suppress(OSError):
+                folder.rmdir()
     record: dict[str, Any] = records.finite(_record(federation, plan, outcome, folder.name))
     records.save_model(folder, plan.task, config.seed, outcome.model)
     records.write_metrics(folder, record)

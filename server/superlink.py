@@ -31,6 +31,8 @@ class Locked:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 403 without a word, or pass the request on."""
+        if scope["type"] == "websocket":
+            return  # Flower has none; unanswered, the server closes it with 500
         if scope["type"] == "http" and not (scope["path"].startswith(OPEN) or self._may(scope)):
             await send({"type": "http.response.start", "status": 403, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body", "body": b""})
@@ -49,7 +51,10 @@ def main() -> None:
     from flwr.superlink import main as superlink
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
-    token = Path(sys.argv.pop(1)).read_text(encoding="utf-8").strip()
+    file = sys.argv.pop(1)
+    token = Path(file).read_text(encoding="utf-8").strip()
+    if not token:
+        sys.exit(f"{file}: is empty; without a token these routes would be open to whoever reaches the port")
     create = superlink.create_app
 
     def locked(config: Any, lifespan: Any) -> Locked:

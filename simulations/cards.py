@@ -1,4 +1,4 @@
-"""A run in words: how its record is read, how its numbers are written, the model card and the privacy statement.
+"""A run in words: how its record is read, what may be said of its counts, the model card and the privacy statement.
 
 Every other page about a run reads the record through the functions here, so that the form of ``run.json`` is known in one place.
 """
@@ -6,30 +6,28 @@ Every other page about a run reads the record through the functions here, so tha
 import html
 import math
 import re
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from common.intervals import UNDEFINED, Estimate
+from simulations import words
 
 Record = Mapping[str, Any]
 """What ``run.json`` holds, version 1. Numbers that are not defined are None."""
 
 APPROACHES = {"local": "local only", "federated": "federated", "central": "centralised"}
+COMPARED = ("local", "central")
+"""The approaches that the federated model is compared with, patient by patient."""
+PARTS = ("train", "validation", "test")
 MEANINGS = {
     "local": "every hospital trains alone and its model is judged on its own test patients",
     "federated": "one shared model, trained by the hospitals together; patients stay where they are",
     "central": "one model trained on all patients in one place, which a real federation could not do",
 }
-METRICS = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "f1": "F1",
-    "macro_f1": "Macro F1",
-    "log_loss": "Log loss",
-    "brier": "Brier score",
-    "c_index": "C-index",
-}
 LOWER_IS_BETTER = frozenset({"loss", "log_loss", "brier", "calibration_error"})
+CARD_ROWS = 40
+"""Hospitals that the model card names; all are in the record."""
 SMALL = 5
 """Counts of patients under this are not shown, unless the data are public."""
 
@@ -42,8 +40,13 @@ def approaches(record: Record) -> list[str]:
     return [name for name in APPROACHES if record["results"].get(name)]
 
 
+def compared(record: Record) -> list[str]:
+    """Return which of local and central have paired differences from the federated model."""
+    return [other for other in COMPARED if (record.get("differences") or {}).get(other)]
+
+
 def hospitals(record: Record) -> list[str]:
-    """Return the hospitals' names, in the order of the record."""
+    """Return the hospitals' names, in the order of the record, which every table and drawing keeps."""
     return [hospital["name"] for hospital in record["hospitals"]]
 
 
@@ -60,20 +63,21 @@ def estimate(record: Record, approach: str, metric: str, hospital: str | None = 
 
 def difference(record: Record, other: str, metric: str, hospital: str | None = None) -> Estimate:
     """Return the paired difference federated minus ``other`` on the same test patients."""
-    return _lookup(record.get("differences", {}).get(other), metric, hospital)
+    return _lookup((record.get("differences") or {}).get(other), metric, hospital)
+
+
+def mean_of_hospitals(record: Record, approach: str, metric: str) -> float:
+    """Return the plain mean over the hospitals where a metric is defined; NaN where it is at none."""
+    values = [estimate(record, approach, metric, name) for name in hospitals(record)]
+    known = [value.value for value in values if defined(value)]
+    return statistics.fmean(known) if known else math.nan
 
 
 def compared_metric(record: Record) -> str:
     """Return the metric whose differences are told: the headline, or another where its difference is not defined."""
     wanted = (record["headline"], "macro_f1", "accuracy")
-    return next(
-        (
-            metric
-            for metric in wanted
-            if any(defined(difference(record, other, metric)) for other in ("local", "central"))
-        ),
-        wanted[0],
-    )
+    told = (metric for metric in wanted if any(defined(difference(record, other, metric)) for other in COMPARED))
+    return next(told, wanted[0])
 
 
 def defined(value: Estimate) -> bool:
@@ -93,13 +97,18 @@ def patients(record: Record, part: str | None = None) -> int:
 
 def rows(hospital: Mapping[str, Any], part: str | None = None) -> int:
     """Return the count of one hospital's patients in a part, or in all; not to be shown as it is."""
-    return sum(hospital[name]["rows"] for name in ((part,) if part else ("train", "validation", "test")))
+    return sum(hospital[name]["rows"] for name in ((part,) if part else PARTS))
 
 
 def classes(hospital: Mapping[str, Any]) -> list[int]:
     """Return one hospital's patients by class, over all parts; not to be shown as they are."""
-    parts = [hospital[name]["classes"] for name in ("train", "validation", "test")]
+    parts = [hospital[name]["classes"] for name in PARTS]
     return [sum(column) for column in zip(*parts, strict=True)]
+
+
+def gaps(record: Record, metric: str, names: Sequence[str | None]) -> bool:
+    """Whether a metric is not defined at one of these hospitals (None: all test patients pooled) for one of the approaches."""
+    return any(not defined(estimate(record, kind, metric, name)) for kind in approaches(record) for name in names)
 
 
 def hidden(record: Record, count: float) -> bool:
@@ -125,53 +134,7 @@ def _lookup(results: Mapping[str, Any] | None, metric: str, hospital: str | None
     return Estimate(*(math.nan if number is None else float(number) for number in known)) if known else UNDEFINED
 
 
-# --- writing numbers -----------------------------------------------------------------------------------------------------
-
-
-def metric_name(metric: str) -> str:
-    """Return a metric's name as it stands in a table.
-
-    >>> metric_name("auroc"), metric_name("balanced_accuracy")
-    ('AUROC', 'Balanced accuracy')
-    """
-    return METRICS.get(metric, metric.replace("_", " ").capitalize())
-
-
-def in_text(metric: str) -> str:
-    """Return a metric's name as it stands inside a sentence.
-
-    >>> in_text("auroc"), in_text("accuracy")
-    ('AUROC', 'accuracy')
-    """
-    return METRICS.get(metric, metric.replace("_", " "))
-
-
-def number(value: float, digits: int = 3, signed: bool = False) -> str:
-    """Write a number with a true minus sign; a dash where it is not defined. What rounds to zero has no sign.
-
-    >>> number(-0.12345), number(0.5, 2, signed=True), number(-0.0001), number(float("nan"))
-    ('−0.123', '+0.50', '0.000', '–')
-    """
-    if not math.isfinite(value):
-        return "–"
-    text = f"{value:{'+' if signed else ''}.{digits}f}"
-    if not float(text):
-        text = text.lstrip("+-")
-    return text.replace("-", "−")
-
-
-def interval(value: Estimate, digits: int = 3, signed: bool = False) -> str:
-    """Write a value and its 95 % interval.
-
-    >>> interval(Estimate(0.874, 0.832, 0.911)), interval(Estimate(0.03, -0.01, 0.07), 2, signed=True)
-    ('0.874 (0.832–0.911)', '+0.03 (−0.01 to +0.07)')
-    """
-    text = number(value.value, digits, signed)
-    if not defined(value) or not bounded(value):
-        return text
-    return (
-        f"{text} ({number(value.low, digits, signed)}{' to ' if signed else '–'}{number(value.high, digits, signed)})"
-    )
+# --- writing counts of patients ------------------------------------------------------------------------------------------
 
 
 def count(record: Record, value: int) -> str:
@@ -191,51 +154,22 @@ def row_total(record: Record, counts: Sequence[int], value: int) -> str:
     return f"≥ {sum(item for item in counts if not hidden(record, item)):,}"
 
 
-def size(amount: float) -> str:
-    """Write bytes in decimal units.
-
-    >>> size(999), size(1_234_567)
-    ('999 B', '1.23 MB')
-    """
-    if amount < 1000:
-        return f"{amount:.0f} B"
-    power = min(int(math.log10(amount)) // 3, 4)
-    return f"{amount / 1000**power:.3g} {'kMGT'[power - 1]}B"
-
-
-def percent(value: float) -> str:
-    """Write a fraction as a percentage."""
-    return f"{100 * value:.0f} %"
-
-
-def seconds(value: float) -> str:
-    """Write a duration.
-
-    >>> seconds(0.0123), seconds(9.14), seconds(4000)
-    ('0.012 s', '9.1 s', '1 h 6 min')
-    """
-    if value >= 3600:
-        return f"{value // 3600:.0f} h {value % 3600 // 60:.0f} min"
-    if value >= 100:
-        return f"{value // 60:.0f} min {value % 60:.0f} s"
-    return f"{value:.1f} s" if value >= 1 else f"{value:.3f} s"
+# --- the result in words ------------------------------------------------------------------------------------------------
 
 
 def headline(record: Record) -> str:
     """Say the result in one sentence, with its interval and the paired differences."""
     metric = record["headline"]
     result = estimate(record, "federated", metric)
-    at = f"on the pooled test patients of {_hospitals(len(record['hospitals']))}"
+    at = f"on the pooled test patients of {words.hospitals(len(record['hospitals']))}"
     if not defined(result):
-        return f"The {in_text(metric)} of the federated model is not defined {at}."
+        return f"The {words.in_text(metric)} of the federated model is not defined {at}."
     # A single interval is spelt out, so that the reader knows what the brackets hold from there on.
-    low, high = number(result.low), number(result.high)
-    sentence = f"The federated model reached {_article(metric)} {in_text(metric)} of {number(result.value)} (95 % interval {low} to {high}) {at}"
+    low, high = words.number(result.low), words.number(result.high)
+    sentence = f"The federated model reached {_article(metric)} {words.in_text(metric)} of {words.number(result.value)} (95 % interval {low} to {high}) {at}"
     judged = compared_metric(record)
-    verdicts = [
-        _verdict(record, other, judged) for other in ("local", "central") if defined(difference(record, other, judged))
-    ]
-    measure = "" if judged == metric else f"in {in_text(judged)} "
+    verdicts = [_verdict(record, other, judged) for other in COMPARED if defined(difference(record, other, judged))]
+    measure = "" if judged == metric else f"in {words.in_text(judged)} "
     return f"{sentence}; {measure}it is {' and '.join(verdicts)}." if verdicts else f"{sentence}."
 
 
@@ -243,11 +177,11 @@ def _verdict(record: Record, other: str, metric: str) -> str:
     gap = difference(record, other, metric)
     name = {"local": "local-only training", "central": "centralised training"}[other]
     ends = (
-        f"95 % interval {number(gap.low, signed=True)} to {number(gap.high, signed=True)}"
+        f"95 % interval {words.number(gap.low, signed=True)} to {words.number(gap.high, signed=True)}"
         if bounded(gap)
         else "interval not defined"
     )
-    measured = f"difference {number(gap.value, signed=True)}, {ends}"
+    measured = f"difference {words.number(gap.value, signed=True)}, {ends}"
     if not bounded(gap) or gap.low <= 0 <= gap.high:
         return f"not shown to differ from {name} ({measured})"
     better = (gap.value > 0) != (metric in LOWER_IS_BETTER)
@@ -255,16 +189,12 @@ def _verdict(record: Record, other: str, metric: str) -> str:
 
 
 def _article(metric: str) -> str:
-    return "an" if in_text(metric)[0].lower() in "aeiouf" else "a"
+    return "an" if words.in_text(metric)[0].lower() in "aeiouf" else "a"
 
 
 def ending(record: Record) -> str:
     """Say what ended the training."""
     return {"rounds": "all that were set", "patience": "stopped early"}.get(record["stopped"], str(record["stopped"]))
-
-
-def _hospitals(amount: int) -> str:
-    return f"{amount:,} hospital{'' if amount == 1 else 's'}"
 
 
 # --- pages ---------------------------------------------------------------------------------------------------------------
@@ -318,27 +248,36 @@ def _card_head(record: Record) -> str:
 
 
 def _card_results(record: Record) -> str:
+    headline, named = record["headline"], hospitals(record)[:CARD_ROWS]
+    more = len(record["hospitals"]) - len(named)
+    return "\n\n".join(
+        [
+            "## Results\n\nPooled test patients.",
+            _card_table(record, "metric", [(words.metric_name(metric), metric, None) for metric in metrics(record)]),
+            f"{words.metric_name(headline)} at each hospital.",
+            _card_table(record, "hospital", [(markdown(name), headline, name) for name in named]),
+            *([f"{words.hospitals(more)} more: see `run.json`."] if more else []),
+        ]
+    )
+
+
+def _card_table(record: Record, corner: str, asked: Sequence[tuple[str, str, str | None]]) -> str:
+    """Return a table of rows (label, metric, hospital), a column each approach; a line under it says what a dash means."""
     present = approaches(record)
-    head = ["metric", *(APPROACHES[name] for name in present)]
-    pooled = [
-        [metric_name(metric), *(interval(estimate(record, name, metric)) for name in present)]
-        for metric in metrics(record)
+    body = [
+        [label, *(words.interval(estimate(record, kind, metric, name)) for kind in present)]
+        for label, metric, name in asked
     ]
-    by_hospital = [
-        [markdown(name), *(interval(estimate(record, approach, record["headline"], name)) for approach in present)]
-        for name in hospitals(record)[:40]
-    ]
-    more = len(record["hospitals"]) - len(by_hospital)
-    note = f"\n\n{_hospitals(more)} more: see `run.json`." if more else ""
-    title = f"{metric_name(record['headline'])} at each hospital"
-    return f"## Results\n\nPooled test patients.\n\n{_table(head, pooled)}\n\n{title}.\n\n{_table(['hospital', *head[1:]], by_hospital)}{note}"
+    unknown = dict.fromkeys(metric for _, metric, name in asked if gaps(record, metric, [name]))
+    notes = [f"{words.DASH}: {words.undefined(metric)}." for metric in unknown]
+    return "\n\n".join([_table([corner, *(APPROACHES[kind] for kind in present)], body), *notes])
 
 
 def _card_data(record: Record) -> str:
     data = record["data"]
-    parts = [f"{part} {total(record, patients(record, part))}" for part in ("train", "validation", "test")]
+    parts = [f"{part} {total(record, patients(record, part))}" for part in PARTS]
     lines = [
-        f"{markdown(data['title'])}; {total(record, data['rows'])} rows at {_hospitals(len(record['hospitals']))} ({', '.join(parts)}).",
+        f"{markdown(data['title'])}; {total(record, data['rows'])} rows at {words.hospitals(len(record['hospitals']))} ({', '.join(parts)}).",
         f"- Origin: {markdown(data['origin'])}",
         f"- Licence: {markdown(data['licence'])}",
         f"- Citation: {markdown(data['citation'])}",
@@ -352,7 +291,7 @@ def _card_use(record: Record) -> str:
     return (
         "## Use and limits\n\n"
         "- For research on federated learning. It is not a medical device and no one has tested it in care: do not decide about a patient with it.\n"
-        f"- Judged only on patients of the {_hospitals(len(record['hospitals']))} named here. Elsewhere, expect it to do worse until shown otherwise.\n"
+        f"- Judged only on patients of the {words.hospitals(len(record['hospitals']))} named here. Elsewhere, expect it to do worse until shown otherwise.\n"
         "- Not examined: fairness between groups of patients, drift over time, effect on decisions.\n"
         "- What the training lets others learn about patients: see `privacy.md`."
     )
@@ -390,7 +329,7 @@ def _privacy_left(record: Record) -> str:
         "- **Sums for preparing the data**, once before round 1, such as count, sum and sum of squares of every feature.\n"
         "- **Training loss** of every round, as a mean over its patients.\n"
         "- **Histograms of predicted scores** by class and counts of right and wrong predictions, for the metrics.\n\n"
-        f"Bytes: {size(record['bytes']['up'])} from the hospitals, {size(record['bytes']['down'])} to them. No patient row, image or text left.\n\n"
+        f"Bytes: {words.size(record['bytes']['up'])} from the hospitals, {words.size(record['bytes']['down'])} to them. No patient row, image or text left.\n\n"
         "The centralised comparator of this report needs all patients in one place. It exists only because this is a simulation."
     )
 

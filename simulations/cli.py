@@ -27,7 +27,7 @@ SHORT = {
     ),
     "rounds": ("rounds", int, "N", "rounds of training"),
     "seed": ("seed", int, "N", "everything random follows from it"),
-    "engine": ("simulation.engine", str, "E", "local or ray"),
+    "engine": ("simulation.engine", str, "E", "local, ray or deploy"),
 }
 
 
@@ -105,9 +105,9 @@ def simulate(args: argparse.Namespace) -> int:
     folder = resumed or run.new_folder(args.out, scenario.run.task.name)
     again = shlex.join(["fedward", "simulate", str(folder / run.CONFIG)])
     command = again if resumed else shlex.join(["fedward", *sys.argv[1:]])
-    with Live(scenario, quiet=args.json) as live:
+    with Live(quiet=args.json) as live:
         try:
-            record = run.simulate(scenario, folder, command, live.watcher)
+            record = run.simulate(scenario, folder, command, live.begin(scenario))
         except KeyboardInterrupt:
             begun = (folder / run.CONFIG).exists()
             kept = f"what is finished is kept: go on with 'fedward simulate --resume {folder}'"
@@ -143,9 +143,9 @@ def sweep(args: argparse.Namespace) -> int:
     base = merge(scenarios.find(args.scenario), settings_of(args))
     out = args.out or Path("runs") / f"sweep-{Path(args.scenario).stem}"
     command = shlex.join(["fedward", *sys.argv[1:]])
-    with Live(scenarios.read(base), quiet=args.json) as live:
+    with Live(quiet=args.json) as live:
         try:
-            folders = run_all(base, args.grid, args.seeds, out, command, live.watcher)
+            folders = run_all(base, args.grid, args.seeds, out, command, live.begin)
         except KeyboardInterrupt:
             raise FedwardError("stopped; what is finished is kept: the same command goes on with it") from None
     compare_cli.show(compare.compare(folders), as_json=args.json)

@@ -12,7 +12,7 @@ import numpy as np
 
 from common.errors import UsageError, nearest
 from common.intervals import UNDEFINED, Estimate
-from simulations import cards
+from simulations import cards, words
 from simulations.cards import APPROACHES, Record
 from simulations.report import load
 
@@ -53,7 +53,7 @@ class Cell:
         return statistics.stdev(self.values) if len(self.values) > 1 else float("nan")
 
     def __str__(self) -> str:
-        return cards.number(self.mean) + (f" ± {cards.number(self.deviation)}" if len(self.values) > 1 else "")
+        return words.number(self.mean) + (f" ± {words.number(self.deviation)}" if len(self.values) > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """The metric's name, and a warning when the data are not of patients."""
-        return cards.metric_name(self.metric) + (" (SYNTHETIC DATA)" if self.synthetic else "")
+        return words.metric_name(self.metric) + (" (SYNTHETIC DATA)" if self.synthetic else "")
 
     @property
     def columns(self) -> list[tuple[str, str]]:
@@ -97,9 +97,9 @@ def compare(folders: Sequence[Path], metric: str = "") -> Comparison:
     Raises
     ------
     UsageError
-        When there is no run, the runs are of different tasks or data, or do not have the metric.
+        When there is no run, a folder is none, the runs are of different tasks or data, or do not have the metric.
     DataError
-        When a folder holds no readable record.
+        When a record is damaged.
     """
     if not folders:
         raise UsageError("compare: expected one or more folders of runs, for example runs/heart-*")
@@ -130,11 +130,12 @@ def compare(folders: Sequence[Path], metric: str = "") -> Comparison:
     )
 
 
-def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return the heads and rows of the table, as text."""
+def table(comparison: Comparison, views: Sequence[str] = tuple(VIEWS)) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and rows of the table, as text; of one view alone, its columns are named by the approach."""
     head = [name for name, _ in comparison.groups[0].settings] or ["runs"]
-    columns = comparison.columns
-    heads = [*head, "n", *(f"{APPROACHES[approach]}, {VIEWS[view]}" for view, approach in columns)]
+    columns = [(view, approach) for view, approach in comparison.columns if view in views]
+    ends = {view: f", {VIEWS[view]}" if len(views) > 1 else "" for view in views}
+    heads = [*head, "n", *(f"{APPROACHES[approach]}{ends[view]}" for view, approach in columns)]
     return heads, [
         [
             *([value for _, value in group.settings] or ["all"]),
@@ -217,22 +218,21 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 def save_figure(comparison: Comparison, path: Path) -> None:
     """Draw mean and standard deviation of every group as PNG, with a tick for every seed."""
-    from simulations import pictures
+    from simulations import forest, paper, pictures
 
     kinds = [kind for kind in APPROACHES if any(approach == kind for _, approach in comparison.columns)]
-    name = comparison.title
-    panels = [
+    rows = list(enumerate(comparison.groups, 1))
+    plots = [
         (
-            f"{name}, {words}",
+            f"{comparison.title}, {told}",
             [
-                pictures.Row(pictures.label(group.label, f"group {place}"), *_drawn(group, view, kinds))
+                forest.Row(paper.label(group.label, f"group {place}"), *_drawn(group, view, kinds))
                 for place, group in rows
             ],
         )
-        for view, words in VIEWS.items()
-        for rows in [list(enumerate(comparison.groups, 1))]
+        for view, told in VIEWS.items()
     ]
-    pictures.save_forest(panels, [pictures.MARKS[kind] for kind in kinds], path)
+    pictures.save_forest(plots, [forest.MARKS[kind] for kind in kinds], path)
 
 
 def _drawn(
@@ -269,7 +269,7 @@ def _groups(records: Sequence[Record], metric: str) -> Iterable[Group]:
 def _group(settings: tuple[tuple[str, str], ...], records: Sequence[Record], metric: str) -> Group:
     values = {
         (view, approach): [read(record, approach, metric) for record in records]
-        for view, read in (("pooled", _pooled), ("hospitals", _mean_of_hospitals))
+        for view, read in (("pooled", _pooled), ("hospitals", cards.mean_of_hospitals))
         for approach in APPROACHES
     }
     cells = {pair: Cell(tuple(number for number in numbers if np.isfinite(number))) for pair, numbers in values.items()}
@@ -306,13 +306,6 @@ def _version_notes(records: Sequence[Record]) -> list[str]:
 
 def _pooled(record: Record, approach: str, metric: str) -> float:
     return cards.estimate(record, approach, metric).value
-
-
-def _mean_of_hospitals(record: Record, approach: str, metric: str) -> float:
-    """Return the plain mean over the hospitals where the metric is defined."""
-    values = [cards.estimate(record, approach, metric, name).value for name in cards.hospitals(record)]
-    known = [value for value in values if np.isfinite(value)]
-    return statistics.fmean(known) if known else float("nan")
 
 
 def _summary(cell: Cell) -> dict[str, Any]:

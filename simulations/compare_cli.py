@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from simulations.compare import Comparison
+
+GAP = 3
+"""Columns between two of a table's."""
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -58,21 +63,50 @@ def show(comparison: "Comparison", *, as_json: bool) -> None:
 
 
 def _show(comparison: "Comparison") -> None:
-    from rich.console import Console
+    from rich.text import Text
+
+    from simulations import compare, words
+
+    console = words.console()
+    tables = [(name, *compare.table(comparison, [view])) for view, name in compare.VIEWS.items()]
+    settings = max(len(comparison.groups[0].settings), 1)
+    key = []
+    if any(_width(heads, rows) > console.width for _, heads, rows in tables):
+        key = [
+            f"{place}: {', '.join(f'{name}={value}' for name, value in group.settings)}"
+            for place, group in enumerate(comparison.groups, 1)
+        ]
+        tables = [(name, *_numbered(heads, rows, settings)) for name, heads, rows in tables]
+    # Lines of text are left to the terminal to wrap, and are Text, because a setting may hold what rich takes for markup.
+    console.print(Text(f"{comparison.title}: mean ± standard deviation over n seeds"), soft_wrap=True)
+    for name, heads, rows in tables:
+        console.print(Text(f"\n{name}"))
+        console.print(_table(heads, rows, 1 if key else settings))
+    for line in (*([""] if key else []), *key, *(f"Note: {note}." for note in comparison.notes)):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _numbered(heads: list[str], rows: list[list[str]], settings: int) -> tuple[list[str], list[list[str]]]:
+    """Return a table with a number for each row in the place of its settings."""
+    return ["", *heads[settings:]], [[str(place), *row[settings:]] for place, row in enumerate(rows, 1)]
+
+
+def _table(heads: list[str], rows: list[list[str]], settings: int) -> "Table":
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    from simulations import compare
-
-    heads, rows = compare.table(comparison)
-    words = max(len(comparison.groups[0].settings), 1)
-    shown = Table(title=f"{comparison.title}: mean ± standard deviation over n seeds", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for place, head in enumerate(heads):
-        shown.add_column(Text(head), justify="left" if place < words else "right")
+        table.add_column(Text(head), justify="left" if place < settings else "right", no_wrap=True)
     for row in rows:
-        # Text, because a setting may hold what rich takes for markup.
-        shown.add_row(*(Text(cell) for cell in row))
-    console = Console()
-    console.print(shown)
-    for note in comparison.notes:
-        console.print(Text(f"Note: {note}."))
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _width(heads: list[str], rows: list[list[str]]) -> int:
+    """Return the columns that a table needs on the screen."""
+    from rich.cells import cell_len
+
+    wide = [max(map(cell_len, column)) for column in zip(heads, *rows, strict=True)]
+    return sum(wide) + GAP * (len(wide) - 1)

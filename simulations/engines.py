@@ -60,10 +60,7 @@ def ray(scenario: Scenario, population: Population, plan: Plan, folder: Path, wa
         import ray as _ray  # noqa: F401
     except ImportError:
         raise UsageError("the engine 'ray' needs the extra of that name: pip install '.[ray]'") from None
-    if (folder / models.NAME).exists() and keeps_state(plan):
-        raise UsageError(
-            f"{folder}: the engine 'ray' does not keep what hospitals remember between rounds, so this run cannot go on; start it anew"
-        )
+    _check_goes_on(folder, plan, "ray")
     backend.start()  # before Flower's simulation imports TensorFlow with settings of its own
     from flwr.simulation import run_simulation
 
@@ -75,13 +72,28 @@ def ray(scenario: Scenario, population: Population, plan: Plan, folder: Path, wa
     )
 
 
+def deploy(scenario: Scenario, population: Population, plan: Plan, folder: Path, watch: Watch, done: Done) -> None:
+    """Run over real processes on this machine, as hospitals do."""
+    from simulations import deploy
+
+    _check_goes_on(folder, plan, "deploy")
+    deploy.deploy(scenario, population, plan, folder, watch, done)
+
+
+def _check_goes_on(folder: Path, plan: Plan, engine: str) -> None:
+    if (folder / models.NAME).exists() and keeps_state(plan):
+        raise UsageError(
+            f"{folder}: the engine {engine!r} does not keep what hospitals remember between rounds, so this run cannot go on; start it anew"
+        )
+
+
 def keeps_state(plan: Plan) -> bool:
     """Tell whether hospitals remember anything between the rounds of this run: a control variate, local weights, what a codec lost."""
     lossy = not wire.CODECS[plan.config.update.codec].exact
     return plan.strategy.client.controls or bool(plan.local_parts) or lossy
 
 
-ENGINES: dict[str, Engine] = {"local": local, "ray": ray}
+ENGINES: dict[str, Engine] = {"local": local, "ray": ray, "deploy": deploy}
 
 
 class Shelf:

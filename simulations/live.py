@@ -1,37 +1,43 @@
 """What a running simulation shows: a live table of its hospitals while it trains, a summary at its end."""
 
 import contextlib
+import math
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live as RichLive
 from rich.table import Table
 from rich.text import Text
 
 from server.records import RoundRecord
+from simulations import cards, words
+from simulations.cards import APPROACHES, Record
+from simulations.report import PAGE
 from simulations.run import Watcher
 from simulations.scenario import Scenario
 
 MOST_ROWS = 12
+WATCHED = ("auroc", "accuracy")
+"""Metrics of the live table."""
+SUMMARISED = ("auroc", "accuracy", "macro_f1", "brier")
 
 
 class Live:
-    """Shows stages and rounds as they come; prints plain lines where the output is no terminal, and nothing when quiet."""
+    """Shows the runs that are begun, their stages and rounds; prints plain lines where the output is no terminal, and nothing when quiet."""
 
-    def __init__(self, scenario: Scenario, *, quiet: bool) -> None:
-        self._scenario = scenario
-        self._console = Console(stderr=quiet)
+    def __init__(self, *, quiet: bool) -> None:
+        self._console = words.console(stderr=quiet)
         self._quiet = quiet
         self._live = RichLive(console=self._console, refresh_per_second=8, transient=True)
         self._shows = self._console.is_terminal and not quiet
         self._begun = time.monotonic()
-        self._stage = ""
+        self._stage = self._title = ""
+        self._total = 0
         self._rounds: list[RoundRecord] = []
-        self.watcher = Watcher(self._on_stage, self._on_round)
 
     def __enter__(self) -> Self:
         if self._shows:
@@ -44,97 +50,97 @@ class Live:
         with contextlib.suppress(RuntimeError):
             self._live.stop()
 
+    def begin(self, scenario: Scenario, title: str = "") -> Watcher:
+        """Forget the run before and return the watcher of this one; ``title`` says which of many it is."""
+        self._total, self._rounds, self._title = scenario.run.rounds, [], title
+        if title and not (self._shows or self._quiet):
+            self._print(title)
+        return Watcher(self._on_stage, self._on_round)
+
     def _on_stage(self, name: str) -> None:
         self._stage, self._begun = name, time.monotonic()
         if self._shows:
             self._live.update(self._view())
         elif not self._quiet:
-            self._console.print(f"{name} ...")
+            self._print(f"{name} ...")
 
     def _on_round(self, record: RoundRecord) -> None:
         self._rounds.append(record)
         if self._shows:
             self._live.update(self._view())
 
+    def _print(self, text: str) -> None:
+        # Text, because a name may hold what rich takes for markup; the terminal wraps what is too long.
+        self._console.print(Text(text), soft_wrap=True)
+
     def _view(self) -> Group:
+        title = [Text(self._title)] if self._title else []
         if not self._rounds:
-            return Group(Text(f"{self._stage} ..."))
-        last, total = self._rounds[-1], self._scenario.run.rounds
-        left = (total - last.round) * (time.monotonic() - self._begun) / max(len(self._rounds), 1)
-        table = Table(box=box.SIMPLE_HEAD, title=f"round {last.round} of {total}", title_justify="left")
-        for name in ("hospital", "AUROC", "accuracy", "answer"):
-            table.add_column(name, justify="left" if name in ("hospital", "answer") else "right")
+            return Group(*title, Text(f"{self._stage} ..."))
+        last = self._rounds[-1]
+        left = (self._total - last.round) * (time.monotonic() - self._begun) / len(self._rounds)
+        sent = sum(row.bytes_up + row.bytes_down for row in self._rounds)
+        more = f"and {len(last.asked) - MOST_ROWS} more hospitals · " if len(last.asked) > MOST_ROWS else ""
+        below = Text(f"{more}{words.size(sent)} sent · {words.seconds(left)} left · {self._stage}")
+        return Group(*title, self._round_table(last), below)
+
+    def _round_table(self, last: RoundRecord) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, title=f"round {last.round} of {self._total}", title_justify="left")
+        table.add_column("hospital")
+        for metric in WATCHED:
+            table.add_column(words.metric_name(metric), justify="right")
+        table.add_column("answer")
         reasons = {row.hospital: row.reason for row in last.dropped}
         for name in last.asked[:MOST_ROWS]:
             metrics = last.hospitals.get(name, {})
-            table.add_row(name, number(metrics.get("auroc")), number(metrics.get("accuracy")), reasons.get(name, "ok"))
+            table.add_row(
+                Text(name), *(words.number(metrics.get(metric)) for metric in WATCHED), reasons.get(name, "ok")
+            )
         table.add_section()
-        table.add_row(
-            "all",
-            number(last.metrics.get("auroc")),
-            number(last.metrics.get("accuracy")),
-            f"loss {number(last.train_loss)}",
-        )
-        sent = sum(row.bytes_up + row.bytes_down for row in self._rounds)
-        more = f"and {len(last.asked) - MOST_ROWS} more hospitals · " if len(last.asked) > MOST_ROWS else ""
-        return Group(table, Text(f"{more}{size(sent)} sent · {left:.0f} s left · {self._stage}"))
+        pooled = (words.number(last.metrics.get(metric)) for metric in WATCHED)
+        table.add_row("all", *pooled, f"loss {words.number(last.train_loss)}")
+        return table
 
-    def summarise(self, record: dict[str, Any], folder: Path) -> None:
+    def summarise(self, record: Record, folder: Path) -> None:
         """Print the pooled metrics of all models and where the report lies."""
         if record["synthetic"]:
-            self._console.print("[bold]SYNTHETIC DATA: these numbers say nothing about patients[/]")
-        table = Table(
-            box=box.SIMPLE_HEAD,
-            title=f"{record['title']}: all test patients, with 95 % intervals",
-            title_justify="left",
-        )
-        models = list(record["results"])
-        for name in ("metric", *models):
-            table.add_column(name)
-        for metric in ("auroc", "accuracy", "macro_f1", "brier"):
-            table.add_row(metric, *(interval(record["results"][model]["pooled"].get(metric)) for model in models))
-        hospitals = record["results"]
-        means = (mean_of([h.get("auroc") for h in hospitals[model]["hospitals"].values()]) for model in models)
-        table.add_row("auroc, mean of hospitals", *means)
-        self._console.print(table)
-        for other, differences in record["differences"].items():
             self._console.print(
-                f"federated minus {other}, AUROC: {interval(differences['pooled'].get('auroc'), sign='+')}"
+                Text("SYNTHETIC DATA: these numbers say nothing about patients", "bold"), soft_wrap=True
             )
-        down, up = size(record["bytes"]["down"]), size(record["bytes"]["up"])
-        self._console.print(
-            f"{len(record['rounds'])} rounds, {down} down, {up} up, {record['seconds']['total']:.1f} s, weights {record['weights_sha256'][:16]}"
-        )
-        self._console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+        self._print(f"{record['title']}: all test patients, with 95 % intervals")
+        self._console.print(summary(record))
+        for line in remarks(record):
+            self._print(line)
+        down, up = (words.size(record["bytes"][way]) for way in ("down", "up"))
+        spent = words.seconds(record["seconds"]["total"])
+        weights = record["weights_sha256"][:16]
+        self._print(f"{len(record['rounds'])} rounds, {down} down, {up} up, {spent}, weights {weights}")
+        self._print(f"report: {folder / PAGE}")
 
 
-def mean_of(estimates: list[list[float | None] | None]) -> str:
-    """Write the plain mean of the hospitals' values, over those that have one."""
-    values = [estimate[0] for estimate in estimates if estimate and estimate[0] is not None]
-    return number(sum(values) / len(values)) if values else "-"
+def summary(record: Record) -> Table:
+    """Return the table of a finished run: every way of training, judged on all test patients."""
+    kinds = cards.approaches(record)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for kind in kinds:
+        table.add_column(APPROACHES[kind], no_wrap=True)
+    for metric in SUMMARISED:
+        values = [words.interval(cards.estimate(record, kind, metric)) for kind in kinds]
+        table.add_row(words.metric_name(metric), *values)
+    return table
 
 
-def number(value: float | None) -> str:
-    """Write a number with three digits; a dash for none."""
-    return "-" if value is None else f"{value:.3f}"
-
-
-def interval(estimate: list[float | None] | None, sign: str = "") -> str:
-    """Write a value with its interval; a dash for none."""
-    if estimate is None or estimate[0] is None:
-        return "-"
-    value, low, high = (float("nan") if end is None else end for end in estimate)
-    return f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
-
-
-def size(count: float) -> str:
-    """Write a count of bytes.
-
-    >>> size(1_500_000)
-    '1.5 MB'
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return ""
+def remarks(record: Record) -> list[str]:
+    """Return what is said below that table: the mean of the hospitals, the paired differences, and what a dash means."""
+    headline, judged = record["headline"], cards.compared_metric(record)
+    means = {kind: cards.mean_of_hospitals(record, kind, headline) for kind in cards.approaches(record)}
+    told = ", ".join(f"{APPROACHES[kind]} {words.number(mean)}" for kind, mean in means.items())
+    lines = [f"mean of hospitals, {words.in_text(headline)}: {told}"]
+    for other in cards.compared(record):
+        gap = words.interval(cards.difference(record, other, judged), signed=True)
+        lines.append(f"federated minus {APPROACHES[other]}, {words.in_text(judged)}: {gap}")
+    unknown = [metric for metric in SUMMARISED if cards.gaps(record, metric, [None])]
+    if not all(map(math.isfinite, means.values())):
+        unknown.insert(0, headline)
+    return lines + [f"{words.DASH}: {words.undefined(metric)}" for metric in dict.fromkeys(unknown)]

@@ -4,6 +4,7 @@ A partitioner is a function ``(facts, hospitals, x, generator)`` that returns, f
 command line as ``KIND`` or ``KIND:X``.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -109,13 +110,14 @@ def deal(table: Table, spec: str, hospitals: int, generator: np.random.Generator
         For an unknown kind, an ``x`` out of range, or a hospital with fewer than two training rows.
     """
     kind, _, x = spec.partition(":")
+    # A copy, so that the advice speaks of the very draws that another count would be dealt by.
+    start = copy.deepcopy(generator)
     dealt = _natural(table, x, hospitals) if kind == NATURAL else _artificial(table, kind, x, hospitals, generator)
-    training = np.ones(len(table), bool) if table.test is None else ~table.test
-    small = min(dealt, key=lambda name: np.count_nonzero(training[dealt[name]]))
-    if np.count_nonzero(training[dealt[small]]) < MINIMUM:
+    small = _too_small(table, dealt)
+    if small:
         raise ConfigError(
             f"simulation.partition: {spec!r} over {len(dealt)} hospitals leaves {small!r} with fewer than {MINIMUM} training rows; "
-            "take fewer hospitals or a more even partition, for example --partition iid"
+            f"{_advice(table, kind, x, len(dealt), start)}"
         )
     return dealt
 
@@ -131,6 +133,44 @@ def split(label: Array, patient: Array, share: float, generator: np.random.Gener
     drawn[order] = np.diff(np.floor(np.arange(len(first) + 1) * count / max(len(first), 1) + 0.5)) > 0
     chosen: NDArray[np.bool_] = drawn[inverse]
     return chosen
+
+
+def _too_small(table: Table, dealt: dict[str, Numbers]) -> str:
+    """Return the hospital with the fewest training rows, if they are too few."""
+    training = np.ones(len(table), bool) if table.test is None else ~table.test
+    counts = {name: np.count_nonzero(training[rows]) for name, rows in dealt.items()}
+    small = min(counts, key=counts.__getitem__)
+    return small if counts[small] < MINIMUM else ""
+
+
+def _advice(table: Table, kind: str, x: str, hospitals: int, start: np.random.Generator) -> str:
+    """Say how many hospitals can be had instead, and what to type."""
+    most = _most(table, "iid", "", hospitals, start)
+    even = f"--partition iid --hospitals {most}" if most else ""
+    if kind == NATURAL:
+        return f"deal anew: {even}" if even else "the data are too few"
+    fitting = _most(table, kind, x, hospitals, start)
+    if not fitting:
+        return f"no smaller count of hospitals fits either; take {even}" if even else "the data are too few"
+    told = f"with this seed at most {fitting} can be had: take --hospitals {fitting}"
+    return told if kind == "iid" or fitting >= most else f"{told}, or a more even partition: {even}"
+
+
+def _most(table: Table, kind: str, x: str, hospitals: int, start: np.random.Generator) -> int:
+    """Return the most hospitals, up to a count, that a partition fits, by bisection; 0 where it fits none.
+
+    Draws differ, so a skewed partition may by luck fit some more; what is returned was tried from the same start and does fit.
+    """
+    low, high, most = 0, hospitals + 1, 0
+    while high - low > 1:
+        count = (low + high) // 2
+        try:
+            small = _too_small(table, _artificial(table, kind, x, count, copy.deepcopy(start)))
+        except ConfigError:
+            low = count  # too few for all classes to find a place
+            continue
+        low, high, most = (low, count, most) if small else (count, high, count)
+    return most
 
 
 def _natural(table: Table, x: str, hospitals: int) -> dict[str, Numbers]:

@@ -6,6 +6,7 @@ All are made from ``run.json`` and ``metrics.csv`` in the run's folder, so they 
 import csv
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +14,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from common.errors import DataError
+from common.errors import DataError, UsageError
+from common.intervals import Estimate
 from server import models
-from simulations import cards, pictures
-from simulations.cards import APPROACHES, Record
+from server.records import METRICS, RUN
+from simulations import cards, paper, pictures, words
+from simulations.cards import APPROACHES, PARTS, Record
+from simulations.panels import Curves
 
 SCHEMA = 1
-PAGE = "report.html"
+PAGE, PICTURE, CARD, PRIVACY = "report.html", "picture.png", "model-card.md", "privacy.md"
+RUNS = Path("runs")
+"""Where ``fedward simulate`` leaves its runs, unless told otherwise."""
 FORESTS = ("auroc", "accuracy", "macro_f1")
 MOST_ROWS = 200
 MOST_NAMES = 8
-PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,16 @@ def write_report(folder: Path) -> None:
 
     Raises
     ------
+    UsageError
+        When the folder holds no record of a run.
     DataError
-        When the folder holds no record of a run, or one of another version.
+        When the record is damaged, or of another version.
     """
     record = load(folder)
-    curves = read_curves(folder / "metrics.csv", record)
-    pictures.save_picture(record, curves, folder / "picture.png")
-    models.write(folder / "model-card.md", cards.model_card(record).encode())
-    models.write(folder / "privacy.md", cards.privacy_statement(record).encode())
+    curves = read_curves(folder / METRICS, record)
+    pictures.save_picture(record, curves, folder / PICTURE)
+    models.write(folder / CARD, cards.model_card(record).encode())
+    models.write(folder / PRIVACY, cards.privacy_statement(record).encode())
     models.write(folder / PAGE, page(record, curves).encode())
 
 
@@ -57,15 +64,20 @@ def load(folder: Path) -> Record:
 
     Raises
     ------
+    UsageError
+        When the folder holds none.
     DataError
-        When there is none, or one of another version.
+        When it is damaged, or of another version.
     """
-    path = folder / "run.json"
+    path = folder / RUN
+    if not path.is_file():
+        raise UsageError(f"{folder}: {_not_a_run(folder)}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        # A decoder's message may be long, but its kind says enough.
         raise DataError(
-            f"{path}: expected the record of a run, got {error}; name the folder of a finished run"
+            f"{path}: expected the record of a run, got a damaged file ({type(error).__name__}); run it again"
         ) from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
@@ -75,7 +87,31 @@ def load(folder: Path) -> Record:
     return record
 
 
-def read_curves(path: Path, record: Record) -> pictures.Curves:
+def _not_a_run(folder: Path) -> str:
+    """Say what a run folder is, and which ones are near."""
+    from simulations.run import CONFIG
+
+    if folder.is_file():
+        return f"expected the folder of a run, got a file; its folder is {folder.parent}"
+    if (folder / CONFIG).is_file():
+        return f"this run is not finished; go on with it: fedward simulate --resume {folder}"
+    inside = _runs_in(folder)
+    if inside:
+        return f"holds runs and is none itself; name them, for example: {shlex.join(map(str, inside[:3]))}"
+    near = _runs_in(RUNS)
+    known = f"here: {_names([str(path) for path in near])}" if near else "there is none here yet"
+    return (
+        f"not a run folder ({RUN} is missing). 'fedward simulate' leaves one for every run under {RUNS}/, such as "
+        f"{RUNS / 'heart-0001'}; {known}"
+    )
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """Return the folders of finished runs, those of sweeps too."""
+    return sorted(path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{RUN}"))
+
+
+def read_curves(path: Path, record: Record) -> Curves:
     """Return the headline metric at every hospital by rounds of training; empty without a file.
 
     Round 1's row judges the model that round 1 started from, which has no round of training behind it.
@@ -98,7 +134,7 @@ def read_curves(path: Path, record: Record) -> pictures.Curves:
     return known
 
 
-def page(record: Record, curves: pictures.Curves) -> str:
+def page(record: Record, curves: Curves) -> str:
     """Return the report as one HTML page; every text in it is escaped, whoever wrote it."""
     from jinja2 import Environment, StrictUndefined
 
@@ -107,7 +143,7 @@ def page(record: Record, curves: pictures.Curves) -> str:
     return template.render(
         record=record,
         lead=cards.headline(record),
-        headline=cards.metric_name(record["headline"]),
+        headline=words.metric_name(record["headline"]),
         caveat=cards.CAVEAT,
         synthetic=cards.SYNTHETIC,
         meanings=[(APPROACHES[name], cards.MEANINGS[name]) for name in cards.approaches(record)],
@@ -127,76 +163,86 @@ def facts(record: Record) -> list[tuple[str, str]]:
         (cards.total(record, cards.patients(record)), "patients"),
         (f"{len(record['rounds']):,}", "rounds"),
         (f"{record['parameters']:,}", "parameters"),
-        (cards.size(record["bytes"]["down"] + record["bytes"]["up"]), "exchanged"),
-        (cards.seconds(record["seconds"]["total"]), "in all"),
+        (words.size(record["bytes"]["down"] + record["bytes"]["up"]), "exchanged"),
+        (words.seconds(record["seconds"]["total"]), "in all"),
     ]
 
 
 def pooled_table(record: Record) -> Table:
     """Return every metric over all test patients."""
-    kinds = cards.approaches(record)
+    kinds, metrics = cards.approaches(record), cards.metrics(record)
     rows = [
-        [cards.metric_name(metric), *(cards.interval(cards.estimate(record, kind, metric)) for kind in kinds)]
-        for metric in cards.metrics(record)
+        [words.metric_name(metric), *(words.interval(cards.estimate(record, kind, metric)) for kind in kinds)]
+        for metric in metrics
     ]
-    return Table(["", *(APPROACHES[kind] for kind in kinds)], rows)
+    unknown = [metric for metric in metrics if cards.gaps(record, metric, [None])]
+    return Table(["", *(APPROACHES[kind] for kind in kinds)], rows, _dashes(unknown))
 
 
 def difference_table(record: Record) -> Table:
-    """Return the paired differences of every metric over all test patients."""
-    kinds = _compared(record)
-    rows = [
-        [
-            cards.metric_name(metric),
-            *(cards.interval(cards.difference(record, kind, metric), signed=True) for kind in kinds),
-        ]
+    """Return the paired differences over all test patients, of every metric that has any."""
+    kinds = cards.compared(record)
+    found = {
+        metric: [cards.difference(record, kind, metric) for kind in kinds]
         for metric in cards.metrics(record)
         if any(cards.defined(cards.difference(record, kind, metric)) for kind in kinds)
+    }
+    rows = [
+        [words.metric_name(metric), *(words.interval(value, signed=True) for value in values)]
+        for metric, values in found.items()
     ]
-    return Table(["", *(f"minus {APPROACHES[kind]}" for kind in kinds)], rows)
+    unknown = [metric for metric, values in found.items() if not _all_defined(values)]
+    return Table(["", *(f"minus {APPROACHES[kind]}" for kind in kinds)], rows, _dashes(unknown))
 
 
 def hospital_table(record: Record) -> Table:
     """Return the headline metric at every hospital, and its differences where they are defined."""
-    kinds, metric, compared = cards.approaches(record), record["headline"], cards.compared_metric(record)
+    kinds, others = cards.approaches(record), cards.compared(record)
+    metric, judged = record["headline"], cards.compared_metric(record)
+    shown = record["hospitals"][:MOST_ROWS]
+    values = [[cards.estimate(record, kind, metric, item["name"]) for kind in kinds] for item in shown]
+    gaps = _differences(record, judged, [item["name"] for item in shown])
     rows = [
         [
             item["name"],
             cards.count(record, cards.rows(item, "test")),
-            *(cards.interval(cards.estimate(record, kind, metric, item["name"])) for kind in kinds),
-            *(
-                cards.interval(cards.difference(record, kind, compared, item["name"]), signed=True)
-                for kind in _compared(record)
-            ),
+            *(words.interval(value) for value in line),
+            *(words.interval(gap, signed=True) for gap in differences),
         ]
-        for item in record["hospitals"][:MOST_ROWS]
+        for item, line, differences in zip(shown, values, gaps, strict=True)
     ]
-    note = "" if compared == metric else f" in {cards.in_text(compared)}"
+    told = "" if judged == metric else f" in {words.in_text(judged)}"
     head = ["hospital", "test patients", *(APPROACHES[kind] for kind in kinds)]
-    head += [f"federated minus {APPROACHES[kind]}{note}" for kind in _compared(record)]
-    return Table(head, rows, _more(len(record["hospitals"]), "hospitals"))
+    head += [f"federated minus {APPROACHES[kind]}{told}" for kind in others]
+    unknown = [name for name, table in ((metric, values), (judged, gaps)) if not all(map(_all_defined, table))]
+    notes = _dashes(list(dict.fromkeys(unknown))), _more(len(record["hospitals"]), "hospitals")
+    return Table(head, rows, " ".join(filter(None, notes)))
+
+
+def _all_defined(values: Sequence[Estimate]) -> bool:
+    return all(map(cards.defined, values))
+
+
+def _dashes(metrics: Sequence[str]) -> str:
+    """Say what a dash in a table means, for the metrics that have one."""
+    return f"{words.DASH}: {'; '.join(words.undefined(metric) for metric in metrics)}." if metrics else ""
 
 
 def split_table(record: Record) -> Table:
     """Return every hospital's patients by part and class."""
-    rows = []
-    for item in record["hospitals"][:MOST_ROWS]:
-        counts = cards.classes(item)
-        parts = [cards.count(record, cards.rows(item, part)) for part in PARTS]
-        # A class that is too small to be shown must not follow from the counts around it.
-        if any(cards.hidden(record, count) for count in counts):
-            parts = ["–"] * len(PARTS)
-        rows.append(
-            [
-                item["name"],
-                *parts,
-                *(cards.count(record, count) for count in counts),
-                cards.row_total(record, counts, cards.rows(item)),
-            ]
-        )
-    return Table(
-        ["hospital", *PARTS, *_numbered(record["classes"]), "all"], rows, _more(len(record["hospitals"]), "hospitals")
-    )
+    rows = [_split_row(record, item) for item in record["hospitals"][:MOST_ROWS]]
+    head = ["hospital", *PARTS, *_numbered(record["classes"]), "all"]
+    return Table(head, rows, _more(len(record["hospitals"]), "hospitals"))
+
+
+def _split_row(record: Record, item: Mapping[str, Any]) -> list[str]:
+    counts = cards.classes(item)
+    parts = [cards.count(record, cards.rows(item, part)) for part in PARTS]
+    # A class that is too small to be shown must not follow from the counts around it.
+    if any(cards.hidden(record, count) for count in counts):
+        parts = [words.DASH] * len(PARTS)
+    classes = [cards.count(record, count) for count in counts]
+    return [item["name"], *parts, *classes, cards.row_total(record, counts, cards.rows(item))]
 
 
 def confusion_table(record: Record) -> Table | None:
@@ -213,7 +259,7 @@ def confusion_table(record: Record) -> Table | None:
 
 def rounds_table(record: Record) -> Table:
     """Return what every round asked, got, dropped and cost; of very many, the last ones."""
-    rounds = record["rounds"][-MOST_ROWS:]
+    rounds, metric = record["rounds"][-MOST_ROWS:], words.metric_name(record["headline"])
     head = [
         "round",
         "answered",
@@ -221,14 +267,18 @@ def rounds_table(record: Record) -> Table:
         "patients",
         "training loss",
         "update norm",
-        cards.metric_name(record["headline"]),
+        metric,
         "sent",
         "received",
         "time",
     ]
-    return Table(
-        head, [_round_row(record, item) for item in rounds], _more(len(record["rounds"]), "earlier rounds"), words=3
+    rows = [_round_row(record, item) for item in rounds]
+    unknown = any(row[head.index(metric)] == words.DASH for row in rows)
+    notes = (
+        f"{words.DASH} for {metric}: not judged in that round, or not defined." if unknown else "",
+        _more(len(record["rounds"]), "earlier rounds"),
     )
+    return Table(head, rows, " ".join(filter(None, notes)), words=3)
 
 
 def drops_table(record: Record) -> Table | None:
@@ -257,8 +307,8 @@ def origin_table(record: Record) -> Table:
         ["weights, SHA-256", record["weights_sha256"]],
         ["layout, SHA-256", record["layout_sha256"]],
         ["machine", ", ".join(f"{value} {name}" if name == "cores" else str(value) for name, value in machine.items())],
-        ["peak memory", cards.size(1e6 * record["peak_memory_mb"]) if record["peak_memory_mb"] else "–"],
-        *([f"time, {name}", cards.seconds(value)] for name, value in spent.items() if value is not None),
+        ["peak memory", words.size(1e6 * record["peak_memory_mb"]) if record["peak_memory_mb"] else words.DASH],
+        *([f"time, {name}", words.seconds(value)] for name, value in spent.items() if value is not None),
         ["bytes to hospitals", f"{record['bytes']['down']:,}"],
         ["bytes from hospitals", f"{record['bytes']['up']:,}"],
         *([name, str(version)] for name, version in record["versions"].items()),
@@ -280,22 +330,43 @@ def _tables(record: Record) -> Mapping[str, Table | None]:
     }
 
 
-def _drawings(record: Record, curves: pictures.Curves) -> Mapping[str, Any]:
+def _drawings(record: Record, curves: Curves) -> Mapping[str, Any]:
     from markupsafe import Markup
 
-    known = set(cards.metrics(record))
-    forests = [metric for metric in dict.fromkeys((record["headline"], *FORESTS)) if metric in known]
     # Matplotlib escapes the texts of a drawing, so drawings are the only part that enters the page as they are.
+    drawn, known, judged = paper.drawn_hospitals(record), cards.metrics(record), cards.compared_metric(record)
+    forests = [
+        (
+            words.metric_name(metric),
+            Markup(pictures.forest_svg(record, metric)),  # noqa: S704
+            _missing("mark", metric, cards.gaps(record, metric, drawn)),
+        )
+        for metric in dict.fromkeys((record["headline"], *FORESTS))
+        if metric in known
+    ]
+    unpaired = not all(_all_defined(line) for line in _differences(record, judged, drawn))
     return {
-        "forests": [(cards.metric_name(metric), Markup(pictures.forest_svg(record, metric))) for metric in forests],  # noqa: S704
-        "differences": Markup(pictures.differences_svg(record)) if _compared(record) else "",  # noqa: S704
+        "forests": forests,
+        "differences": Markup(pictures.differences_svg(record)) if cards.compared(record) else "",  # noqa: S704
+        "no_difference": _missing("mark", judged, unpaired),
         "training": Markup(pictures.training_svg(record, curves)),  # noqa: S704
+        "no_line": _missing("line", record["headline"], bool(curves) and not {*drawn} <= {*curves}),
         "split": Markup(pictures.split_svg(record)),  # noqa: S704
         "roc": Markup(pictures.roc_svg(record)),  # noqa: S704
         "calibration": Markup(pictures.calibration_svg(record)),  # noqa: S704
-        "limited": len(record["hospitals"]) > pictures.MOST,
-        "most": pictures.MOST,
+        "limited": len(record["hospitals"]) > paper.MOST,
+        "most": paper.MOST,
     }
+
+
+def _missing(what: str, metric: str, gaps: bool) -> str:
+    return f" No {what}: {words.undefined(metric)}." if gaps else ""
+
+
+def _differences(record: Record, metric: str, names: Sequence[str]) -> list[list[Estimate]]:
+    """Return the paired differences of a metric: a line each hospital, a column each way of training that is compared."""
+    others = cards.compared(record)
+    return [[cards.difference(record, other, metric, name) for other in others] for name in names]
 
 
 def _round_row(record: Record, item: Mapping[str, Any]) -> list[str]:
@@ -303,14 +374,14 @@ def _round_row(record: Record, item: Mapping[str, Any]) -> list[str]:
     return [
         str(item["round"]),
         _answered(item),
-        _names([f"{entry['hospital']} ({entry['reason']})" for entry in item["dropped"]]) or "–",
+        _names([f"{entry['hospital']} ({entry['reason']})" for entry in item["dropped"]]) or words.DASH,
         cards.total(record, item["examples"]),
-        _optional(item["train_loss"]),
-        _optional(item["update_norm"]),
-        _optional(value),
-        cards.size(item["bytes_down"]),
-        cards.size(item["bytes_up"]),
-        cards.seconds(item["seconds"]),
+        words.number(item["train_loss"]),
+        words.number(item["update_norm"]),
+        words.number(value),
+        words.size(item["bytes_down"]),
+        words.size(item["bytes_up"]),
+        words.seconds(item["seconds"]),
     ]
 
 
@@ -333,21 +404,13 @@ def _names(names: Sequence[str]) -> str:
 
 def _numbered(names: Sequence[str]) -> list[str]:
     """Return the classes' names, with the numbers that stand for them in a picture where no font has their letters."""
-    if all(pictures.drawable(name) for name in names):
+    if all(paper.drawable(name) for name in names):
         return list(names)
     return [f"{number} {name}" for number, name in enumerate(names, 1)]
 
 
-def _compared(record: Record) -> list[str]:
-    return [kind for kind in ("local", "central") if (record.get("differences") or {}).get(kind)]
-
-
 def _more(amount: int, what: str) -> str:
     return f"{amount - MOST_ROWS:,} more {what}: see run.json." if amount > MOST_ROWS else ""
-
-
-def _optional(value: float | None) -> str:
-    return cards.number(math.nan if value is None else value)
 
 
 def _is_number(text: str) -> bool:

@@ -22,7 +22,7 @@ from server.app import make_app
 from server.plan import Plan
 from server.results import differences_of, results_of
 from server.rounds import Outcome
-from simulations import baselines, report
+from simulations import baselines, cards, report
 from simulations import scenario as scenarios
 from simulations.engines import ENGINES, Done, Engine
 from simulations.hospitals import Population, populate
@@ -111,7 +111,8 @@ def simulate(
         raise ConfigError(
             f"selection.minimum: expected at most the {len(population.hospitals)} hospitals of the scenario, got {scenario.run.selection.minimum}"
         )
-    models.write(folder / CONFIG, scenario.text().encode())
+    warning = f"# {cards.SYNTHETIC}\n" if population.dataset.synthetic else ""
+    models.write(folder / CONFIG, (warning + scenario.text()).encode())
     watcher.stage("federated training")
     facts: dict[str, Any] = {}
 

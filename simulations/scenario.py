@@ -41,7 +41,10 @@ class SimulationConfig:
         Range(0, 0.9, open_low=True),
         "share of each hospital's patients kept for testing, where the data name none",
     ] = 0.3
-    engine: Annotated[Literal["local", "ray"], "local: this process; ray: Flower's simulation runtime"] = "local"
+    engine: Annotated[
+        Literal["local", "ray", "deploy"],
+        "local: this process; ray: Flower's simulation runtime; deploy: real processes over mutual TLS",
+    ] = "local"
     workers: Annotated[int, Range(0, 256), "processes of the local engine; 0 chooses by the expected work"] = 0
     comparators: Annotated[bool, "train local-only and centralised models beside the federated one"] = True
     faults: FaultsConfig = field(default_factory=FaultsConfig)

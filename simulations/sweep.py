@@ -1,7 +1,7 @@
 """A sweep: one scenario under every combination of some settings, over several seeds. Started again, it goes on where it stopped."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from simulations import run
 from simulations import scenario as scenarios
 from simulations.run import Watcher
 from simulations.scenario import Scenario
+
+Begin = Callable[[Scenario, str], Watcher]
+"""Is told of every run by its scenario and its place in the sweep, and returns who watches it."""
 
 
 def combinations(grid: Sequence[str], seeds: int) -> Iterator[tuple[str, ...]]:
@@ -35,9 +38,7 @@ def combinations(grid: Sequence[str], seeds: int) -> Iterator[tuple[str, ...]]:
     return itertools.product(*axes)
 
 
-def sweep(
-    base: dict[str, Any], grid: Sequence[str], seeds: int, out: Path, command: str, watcher: Watcher
-) -> list[Path]:
+def sweep(base: dict[str, Any], grid: Sequence[str], seeds: int, out: Path, command: str, begin: Begin) -> list[Path]:
     """Run every combination into a folder of its own under ``out``; return the folders. What is finished there already is kept.
 
     Raises
@@ -52,7 +53,7 @@ def sweep(
     folders = []
     for number, (words, scenario) in enumerate(planned, start=1):
         folder = out / ",".join(words).replace("/", "_")
-        watcher.stage(f"{number} of {len(planned)}: {folder.name}")
+        watcher = begin(scenario, f"{number} of {len(planned)}: {folder.name}")
         if not _finished(folder, scenario):
             folder.mkdir(parents=True, exist_ok=True)
             run.simulate(scenario, folder, command, watcher)

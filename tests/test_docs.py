@@ -1,5 +1,6 @@
 """The documents tell the truth: their commands are understood, their links lead somewhere, their tables are those that the code prints."""
 
+import csv
 import re
 import shlex
 import sys
@@ -97,4 +98,9 @@ def test_the_task_that_the_docs_write_runs(tmp_path, monkeypatch, capsys):
     (tmp_path / "fever.toml").write_text(scenario)
     assert fedward.main(["simulate", str(tmp_path / "fever.toml"), "--out", str(tmp_path / "runs"), "--json"]) == 0
     assert '"auroc": [0.9' in capsys.readouterr().out
-    assert (tmp_path / "runs" / "fever-0001" / "report.html").exists()
+    folder = tmp_path / "runs" / "fever-0001"
+    assert (folder / "report.html").exists()
+    # A setting's file and a table have no banner, and must say all the same what the numbers are of.
+    assert (folder / "config.toml").read_text(encoding="utf-8").startswith("# SYNTHETIC DATA")
+    rows = csv.DictReader((folder / "metrics.csv").read_text(encoding="utf-8").splitlines())
+    assert {row["data"] for row in rows} == {"SYNTHETIC"}

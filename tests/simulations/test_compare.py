@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import DataError, UsageError
+from common.errors import UsageError
 from simulations import compare, compare_cli
 from tests.simulations.test_report import fake_record
 
@@ -124,7 +124,7 @@ def test_wrong_use_is_told(runs, tmp_path):
         compare.compare(runs, "acuracy")
     with pytest.raises(UsageError, match="one or more"):
         compare.compare([])
-    with pytest.raises(DataError, match="expected the record of a run"):
+    with pytest.raises(UsageError, match="absent: not a run folder"):
         compare.compare([tmp_path / "absent"])
 
 
@@ -167,6 +167,51 @@ def test_the_screen_shows_settings_as_they_are(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "[red]x[/red]" in shown
     assert "left out" in shown
+
+
+class TestScreen:
+    """Two strategies with names of one length, so that all rows of a table are of one width."""
+
+    def shown(self, capsys, monkeypatch, folders, columns):
+        if columns:
+            monkeypatch.setenv("COLUMNS", str(columns))
+        else:
+            monkeypatch.delenv("COLUMNS", raising=False)
+        assert call(*folders) == 0
+        return capsys.readouterr().out
+
+    def many(self, tmp_path):
+        """Runs that differ in settings too wide for 80 columns."""
+        folders = []
+        for place, dataset in enumerate(("a" * 30, "b" * 30)):
+            config = {**fake_record(rounds=1)["config"], "simulation": {"dataset": dataset, "partition": "natural" * 5}}
+            if place:
+                config["simulation"]["partition"] = "dirichlet:0.3"
+            folders += [save(tmp_path / f"{place}-{seed}", seed, config=config) for seed in (1, 2)]
+        return folders
+
+    @pytest.mark.parametrize("columns", [None, 80, 120, 60])
+    def test_every_number_stands_whole_in_its_line(self, runs, tmp_path, capsys, monkeypatch, columns):
+        for folders in (runs, self.many(tmp_path)):
+            shown = self.shown(capsys, monkeypatch, folders, columns)
+            comparison = compare.compare(folders)
+            for group in comparison.groups:
+                for view in compare.VIEWS:
+                    cells = [str(group.cells[view, kind]) for kind in ("federated", "local", "central")]
+                    assert any(re.search(r"\s+".join(map(re.escape, cells)), line) for line in shown.splitlines())
+                for name, value in group.settings:
+                    assert name in shown
+                    assert value in shown
+            table = [line for line in shown.splitlines() if "±" in line and "mean" not in line]
+            assert all(len(line) <= (columns or 1000) for line in table)
+            assert "…" not in shown
+
+    def test_settings_too_wide_for_the_screen_stand_below_by_number(self, tmp_path, capsys, monkeypatch):
+        shown = self.shown(capsys, monkeypatch, self.many(tmp_path), 80)
+        numbers = re.findall(r"^(\d+)   2 ", shown, re.MULTILINE)
+        assert numbers == ["1", "2", "1", "2"]
+        assert f"1: simulation.dataset={'a' * 30}, simulation.partition={'natural' * 5}" in shown
+        assert "1: simulation" not in self.shown(capsys, monkeypatch, self.many(tmp_path / "again"), None)
 
 
 @given(st.text(max_size=30))

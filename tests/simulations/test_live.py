@@ -8,44 +8,11 @@ from rich.console import Console
 
 import fedward
 from server.records import Dropped, RoundRecord
-from simulations import live
+from simulations import cards, live, words
 from simulations.scenario import find, read
+from tests.simulations.test_report import fake_record, nulls
 
 WORDS = ["simulate", "heart", "--rounds", "1", "--set", "task.model=logistic", "--set", "training.compile=graph"]
-
-
-@pytest.mark.parametrize(("value", "text"), [(None, "-"), (0.0, "0.000"), (0.12349, "0.123"), (1, "1.000")])
-def test_a_number_has_three_digits(value, text):
-    assert live.number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("estimate", "sign", "text"),
-    [
-        (None, "", "-"),
-        ([None, None, None], "", "-"),
-        ([0.5, 0.25, 0.75], "", "0.500 (0.250 to 0.750)"),
-        ([0.5, None, None], "", "0.500 (nan to nan)"),
-        ([0.0125, -0.5, 0.5], "+", "+0.013 (-0.500 to +0.500)"),
-    ],
-)
-def test_a_value_stands_before_its_interval(estimate, sign, text):
-    assert live.interval(estimate, sign) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (1_500_000, "1.5 MB"),
-        (2e9, "2.0 GB"),
-        (5e12, "5000.0 GB"),
-    ],
-)
-def test_a_size_has_the_unit_that_fits(count, text):
-    assert live.size(count) == text
 
 
 @pytest.fixture
@@ -68,8 +35,10 @@ def test_where_the_output_is_no_terminal_it_is_plain_lines_and_a_summary(capsys)
         "writing the report ...",
     ]
     summary = out.rpartition(" ...\n")[2]
-    for word in ("auroc", "accuracy", "macro_f1", "brier", "federated", "local", "central", "1 rounds,", "SYNTHETIC"):
-        assert (word in summary) == (word != "SYNTHETIC"), word
+    told = ("AUROC", "Accuracy", "Macro F1", "Brier score", "federated", "local only", "centralised", "1 rounds,")
+    for word in (*told, "mean of hospitals, AUROC: local only 0.", "federated minus local only, AUROC: "):
+        assert word in summary, word
+    assert "SYNTHETIC" not in summary
     assert summary.splitlines()[-1] == "report: runs/heart-0001/report.html"
 
 
@@ -83,31 +52,79 @@ def test_with_json_there_is_nothing_else_on_the_output(capsys, tmp_path):
     assert out.count("\n") == 1
 
 
+class TestSummary:
+    def test_it_fits_a_screen_of_80_columns(self):
+        record = fake_record()
+        console = Console(file=io.StringIO(), width=80)
+        console.print(live.summary(record))
+        shown = console.file.getvalue()
+        for kind in record["results"]:
+            assert words.interval(cards.estimate(record, kind, "auroc")) in shown
+        assert "…" not in shown
+        assert len(shown.splitlines()) == 2 + len(live.SUMMARISED)
+
+    def test_without_a_paired_auroc_the_difference_is_told_in_macro_f1(self):
+        record = fake_record(classes=("a", "b", "c"))
+        for other in record["differences"].values():
+            other["pooled"]["auroc"] = [None, None, None]
+        gap = words.interval(cards.difference(record, "local", "macro_f1"), signed=True)
+        assert f"federated minus local only, Macro F1: {gap}" in live.remarks(record)
+        assert not any(words.DASH in line for line in live.remarks(record))
+
+    def test_what_is_not_defined_is_explained(self):
+        record = nulls(fake_record(hospitals=1))
+        lines = live.remarks(record)
+        assert lines[0] == "mean of hospitals, AUROC: local only –, federated –, centralised –"
+        assert lines.count(f"–: {words.undefined('auroc')}") == 1
+
+
+def round_record(count, number=2):
+    """Return the record of a round with ``count`` hospitals, the first of which was dropped."""
+    names = [f"ward-{place:02d}" for place in range(count)]
+    return RoundRecord(
+        round=number,
+        asked=names,
+        answered=names[1:],
+        dropped=[Dropped(names[0], "nan", "its update holds NaN")],
+        bytes_down=1_000_000,
+        bytes_up=500_000,
+        seconds=1.0,
+        examples=10,
+        train_loss=0.25,
+        validation_loss=None,
+        update_norm=1.0,
+        metrics={"auroc": 0.875},
+        hospitals={names[-1]: {"auroc": 0.625}},
+    )
+
+
+def view_of(shows):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(shows._view())
+    return console.file.getvalue()
+
+
+def test_a_second_run_starts_from_nothing():
+    shows = live.Live(quiet=True)
+    for rounds, title in ((7, "1 of 2: a=[red]"), (3, "2 of 2: b")):
+        watcher = shows.begin(read(find("heart"), {"rounds": rounds}), title)
+        watcher.stage("federated training")
+        assert "round" not in view_of(shows)
+        for number in (1, 2):
+            watcher.round(round_record(3, number))
+        assert f"round 2 of {rounds}" in view_of(shows)
+        assert "3 MB sent" in view_of(shows)
+        assert title in view_of(shows)
+
+
 class TestTable:
     def shown(self, count):
-        """Return what the live table of a round with ``count`` hospitals shows, the first of which was dropped."""
-        names = [f"ward-{number:02d}" for number in range(count)]
-        record = RoundRecord(
-            round=2,
-            asked=names,
-            answered=names[1:],
-            dropped=[Dropped(names[0], "nan", "its update holds NaN")],
-            bytes_down=1_000_000,
-            bytes_up=500_000,
-            seconds=1.0,
-            examples=10,
-            train_loss=0.25,
-            validation_loss=None,
-            update_norm=1.0,
-            metrics={"auroc": 0.875},
-            hospitals={names[-1]: {"auroc": 0.625}},
-        )
-        shows = live.Live(read(find("heart"), {"rounds": 7}), quiet=True)
-        shows.watcher.stage("federated training")
-        shows.watcher.round(record)
-        console = Console(file=io.StringIO(), width=120)
-        console.print(shows._view())
-        return console.file.getvalue()
+        """Return what the live table of a round with ``count`` hospitals shows."""
+        shows = live.Live(quiet=True)
+        watcher = shows.begin(read(find("heart"), {"rounds": 7}))
+        watcher.stage("federated training")
+        watcher.round(round_record(count))
+        return view_of(shows)
 
     def test_it_names_the_round_the_hospitals_and_what_they_answered(self):
         text = self.shown(3)

@@ -1,5 +1,6 @@
 """Partitions: one contract that every partitioner passes, and what sets each apart."""
 
+import re
 import time
 from itertools import pairwise
 
@@ -68,7 +69,8 @@ def test_a_partition_deals_every_row_once_and_parts_no_patient(kind, data, table
         dealt = deal(table, spec, hospitals, generator(seed))
     except ConfigError:
         with pytest.raises(
-            ConfigError, match=r"simulation\.partition: .*(take fewer hospitals|take more hospitals or a larger x)"
+            ConfigError,
+            match=r"simulation\.partition: .*(take --hospitals|data are too few|take more hospitals or a larger x|no smaller count)",
         ):
             deal(table, spec, hospitals, generator(seed))
         return
@@ -258,13 +260,45 @@ def test_natural_takes_the_hospitals_of_the_data():
         (
             "iid",
             41,
-            r"'iid' over 41 hospitals leaves 'hospital-\d+' with fewer than 2 training rows; take fewer hospitals",
+            r"'iid' over 41 hospitals leaves 'hospital-\d+' with fewer than 2 training rows; with this seed at most 40 can be had: take --hospitals 40$",
         ),
     ],
 )
 def test_a_wrong_partition_is_refused_with_what_to_do(spec, hospitals, message):
     with pytest.raises(ConfigError, match=message):
         deal(make_table(80, 2, seed=11, rows=1), spec, hospitals, generator())
+
+
+@settings(max_examples=60)
+@given(
+    spec=st.sampled_from([spec for specs in SPECS.values() for spec in specs]),
+    table=tables,
+    hospitals=st.integers(5, 200),
+    seed=st.integers(0, 2**32),
+)
+def test_what_the_refusal_says_to_type_works(spec, table, hospitals, seed):
+    try:
+        deal(table, spec, hospitals, generator(seed))
+    except ConfigError as error:
+        message = str(error)
+    else:
+        return
+    even = re.search(r"--partition iid --hospitals (\d+)", message)
+    if even:
+        assert len(deal(table, "iid", int(even[1]), generator(seed))) == int(even[1])
+    own = re.search(r"at most (\d+) can be had: take --hospitals \1\b", message)
+    if own:
+        assert 0 < int(own[1]) < hospitals
+        assert len(deal(table, spec, int(own[1]), generator(seed))) == int(own[1])
+    assert own or even or "data are too few" in message or "larger x" in message
+
+
+def test_a_hospital_of_the_data_that_is_too_small_is_dealt_anew():
+    plain = make_table(60, 2, seed=10, rows=1)
+    names = np.where(np.arange(len(plain)) == 7, "lone", "large")
+    table = Table(plain.records, plain.label, plain.classes, plain.patient, hospital=names)
+    with pytest.raises(ConfigError, match=r"leaves 'lone' .*; deal anew: --partition iid --hospitals 2$"):
+        deal(table, NATURAL, 0, generator())
 
 
 def test_another_count_than_the_data_have_is_refused():

@@ -6,16 +6,20 @@ import itertools
 import json
 import math
 import re
+import shutil
+import subprocess
 import time
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import DataError
-from simulations import cards, pictures, report
+from common.errors import DataError, UsageError
+from server import records
+from simulations import cards, forest, panels, paper, pictures, report, words
 
 CHINESE = ["儿科", "内科", "外科", "妇产科", "皮肤科", "眼科", "耳鼻咽喉科", "口腔科", "肿瘤科", "精神科", "中医科"]
 EVIL = "<script>alert(1)</script>"
@@ -314,7 +318,7 @@ def test_synthetic_data_are_called_so_in_every_output(tmp_path):
 
 def test_the_page_says_what_a_reader_must_know():
     record = fake_record()
-    words = " ".join(Page(html(record)).words)
+    told = " ".join(" ".join(Page(html(record)).words).split())
     for expected in (
         record["command"],
         record["weights_sha256"],
@@ -325,12 +329,12 @@ def test_the_page_says_what_a_reader_must_know():
         "1.41.0",
         "nan: the update holds NaN",
     ):
-        assert expected in words
+        assert expected in told
     for kind in record["results"]:
         for metric in record["results"][kind]["pooled"]:
-            assert cards.interval(cards.estimate(record, kind, metric)) in words
+            assert words.interval(cards.estimate(record, kind, metric)) in told
     for other in ("local", "central"):
-        assert cards.interval(cards.difference(record, other, "auroc"), signed=True) in words
+        assert words.interval(cards.difference(record, other, "auroc"), signed=True) in told
 
 
 @pytest.mark.parametrize(
@@ -392,20 +396,20 @@ def test_bins_with_few_patients_are_drawn_of_public_data_only():
 
 def test_chinese_names_are_drawn_or_numbered(monkeypatch):
     record = RECORDS["chinese"]()
-    monkeypatch.setattr(pictures, "drawable", str.isascii)
-    assert pictures.class_labels(record) == [f"class {number}" for number in range(1, 12)]
+    monkeypatch.setattr(paper, "drawable", str.isascii)
+    assert paper.class_labels(record) == [f"class {number}" for number in range(1, 12)]
     page = html(record)
     assert "3 外科" in page
     assert "class 3" in page
     assert "北京协和医院" in page
     assert "hospital 1" in pictures.forest_svg(record, "auroc")
-    monkeypatch.setattr(pictures, "drawable", lambda _: True)
-    assert pictures.class_labels(record)[2] == "外科"
+    monkeypatch.setattr(paper, "drawable", lambda _: True)
+    assert paper.class_labels(record)[2] == "外科"
 
 
 def test_a_font_has_latin_letters_but_not_every_sign():
-    assert pictures.drawable("Hôpital Zürich – 3")
-    assert not pictures.drawable("\U0010ffff")
+    assert paper.drawable("Hôpital Zürich – 3")
+    assert not paper.drawable("\U0010ffff")
 
 
 def test_curves_are_read_by_rounds_of_training(tmp_path):
@@ -423,6 +427,24 @@ def test_curves_are_read_by_rounds_of_training(tmp_path):
     assert report.read_curves(tmp_path / "absent.csv", record) == {}
 
 
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_the_table_of_metrics_says_what_data_it_is_of_and_any_reader_reads_it(synthetic, tmp_path):
+    record = {**fake_record(rounds=3, hospitals=("a, b", 'the "old" one')), "synthetic": synthetic}
+    for item in record["rounds"]:
+        item["validation_loss"] = None
+        item["hospitals"] = {name: {"auroc": 0.1 * item["round"], "brier": None} for name in cards.hospitals(record)}
+    records.write_metrics(tmp_path, record)
+    frame = pd.read_csv(tmp_path / records.METRICS)
+    assert list(frame.columns) == ["round", "hospital", "metric", "value", "data"]
+    assert set(frame["data"]) == {"SYNTHETIC" if synthetic else "real"}
+    assert set(frame["hospital"]) == {"*", "a, b", 'the "old" one'}
+    assert set(frame["metric"]) == {"train_loss", "update_norm", "auroc", "accuracy"}
+    losses = frame.query("hospital == '*' and metric == 'train_loss'")["value"]
+    assert losses.tolist() == [item["train_loss"] for item in record["rounds"]]
+    curves = report.read_curves(tmp_path / records.METRICS, {**record, "stopped": "patience"})
+    assert curves == {name: ([0.0, 1.0, 2.0], [0.1, 0.2, 0.1 * 3]) for name in cards.hospitals(record)}
+
+
 def test_who_was_silent_and_who_was_dropped_is_told():
     record = fake_record(rounds=9)
     rows = report.rounds_table(record).rows
@@ -436,26 +458,115 @@ def test_who_was_silent_and_who_was_dropped_is_told():
     assert report.drops_table({**record, "rounds": record["rounds"][:2]}) is None
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", '{"schema": 99}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 99}'])
 def test_a_folder_without_a_readable_record_is_refused(text, tmp_path):
-    if text is not None:
-        (tmp_path / "run.json").write_text(text, encoding="utf-8")
+    (tmp_path / "run.json").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"run\.json"):
         report.write_report(tmp_path)
 
 
+def test_a_folder_that_is_no_run_is_told_what_one_is_and_where_they_lie(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def refusal(name):
+        with pytest.raises(UsageError) as caught:
+            report.load(report.Path(name))
+        assert "\n" not in str(caught.value)
+        assert "Errno" not in str(caught.value)
+        return str(caught.value)
+
+    for name in ("docs", "absent"):
+        (tmp_path / "docs").mkdir(exist_ok=True)
+        assert f"{name}: not a run folder (run.json is missing)" in refusal(name)
+        assert "such as runs/heart-0001; there is none here yet" in refusal(name)
+    save_run(fake_record(), tmp_path / "runs" / "heart-0001")
+    save_run(fake_record(), tmp_path / "runs" / "sweep-heart" / "seed=1")
+    assert refusal("docs").endswith("here: runs/heart-0001, runs/sweep-heart/seed=1")
+    assert refusal("runs/sweep-heart").endswith(
+        "holds runs and is none itself; name them, for example: runs/sweep-heart/seed=1"
+    )
+    assert refusal("runs/heart-0001/run.json").endswith("got a file; its folder is runs/heart-0001")
+    (tmp_path / "docs" / "config.toml").touch()
+    assert refusal("docs").endswith("not finished; go on with it: fedward simulate --resume docs")
+
+
+def labels_of(drawing, names):
+    """Return the names in the order in which they stand in a drawing from top to bottom."""
+    found = re.findall(r">([^<>]+)</text>", drawing)
+    return [text for text in found if text in names]
+
+
+@pytest.mark.parametrize("hospitals", [("cleveland", "hungary", "switzerland", "va"), 30, 60])
+def test_hospitals_stand_in_one_order_everywhere(hospitals):
+    record = fake_record(hospitals=hospitals)
+    names = cards.hospitals(record)
+    drawn = paper.drawn_hospitals(record)
+    largest = sorted((cards.rows(item, "test") for item in record["hospitals"]), reverse=True)[: paper.MOST]
+    assert drawn == [name for name in names if name in drawn]
+    by_name = {item["name"]: cards.rows(item, "test") for item in record["hospitals"]}
+    assert sorted((by_name[name] for name in drawn), reverse=True) == largest
+    for metric in ("auroc", "accuracy", "brier"):
+        assert labels_of(pictures.forest_svg(record, metric), names) == drawn
+    assert labels_of(pictures.differences_svg(record), names) == drawn
+    assert labels_of(pictures.split_svg(record), names) == drawn
+    for table in (report.hospital_table(record), report.split_table(record)):
+        assert [row[0] for row in table.rows] == names
+
+
+def test_what_is_not_defined_is_explained_wherever_it_shows():
+    whole, gaps = fake_record(), nulls(fake_record())
+    reason = "AUROC is not defined where the test patients are all of one class, or there are none"
+    for text in (html, cards.model_card):
+        assert reason not in text(whole)
+        assert reason in text(gaps)
+    assert report.hospital_table(whole).note == report.pooled_table(whole).note == ""
+    assert report.hospital_table(gaps).note == f"–: {reason}."
+    assert report.pooled_table(gaps).note == f"–: {reason}."
+    assert "–: " in report.rounds_table(gaps).note or "– for AUROC" in report.rounds_table(gaps).note
+    page = html(gaps, {"hungary": ([0.0, 1.0], [0.5, 0.6])})
+    for what in ("No mark: ", "No line: "):
+        assert f"{what}{reason}" in page
+        assert what not in html(whole, {name: ([0.0, 1.0], [0.5, 0.6]) for name in cards.hospitals(whole)})
+
+
+def test_the_picture_says_where_a_number_is_not_defined():
+    record = nulls(fake_record())
+    with paper.style():
+        axes = paper.place(paper.sheet(100, 100), 20, 20, 40, 60)
+        forest.draw(axes, forest.rows_of(record, "auroc"), forest.marks_of(record), "AUROC", numbers=True)
+    beside = [text.get_text() for text in axes.texts]
+    assert beside[0] == "not defined"
+    assert beside[1] == words.interval(cards.estimate(record, "federated", "auroc", "hungary"), 2)
+    assert words.DASH not in beside
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium to lay the page out")
+@pytest.mark.parametrize("classes", [("no disease", "disease"), CHINESE[:4]])
+def test_no_table_is_wider_than_a_page_of_1100_pixels(classes, tmp_path):
+    record = fake_record(hospitals=("a clinic with a long name", *"bcdefgh"), classes=classes)
+    if len(classes) > 2:
+        for other in record["differences"].values():
+            for line in (other["pooled"], *other["hospitals"].values()):
+                line.pop("auroc")
+    told = (
+        "document.querySelectorAll('details').forEach(each => each.open = true);"
+        "document.title = [...document.querySelectorAll('.wide')].map(each => each.scrollWidth - each.clientWidth)"
+    )
+    (tmp_path / "page.html").write_text(html(record).replace("</body>", f"<script>{told}</script></body>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command += ["--window-size=1100,900", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    beyond = re.search(r"<title>(.*?)</title>", dom)[1].split(",")
+    assert len(beyond) == html(record).count('<div class="wide">')
+    assert set(beyond) == {"0"}
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12).map(sorted), st.floats(0.001, 0.5))
 def test_labels_are_kept_apart_in_order(values, gap):
-    moved = pictures.apart(values, gap)
+    moved = panels.apart(values, gap)
     assert all(after - before >= gap * (1 - 1e-6) for before, after in itertools.pairwise(moved))
     assert np.mean(moved) == pytest.approx(np.mean(values))
-
-
-@given(st.floats(-1e4, 1e4), st.integers(0, 4), st.booleans())
-def test_numbers_are_written_as_python_rounds_them(value, digits, signed):
-    text = cards.number(value, digits, signed)
-    assert float(text.replace("−", "-")) == round(value, digits)
-    assert "-" not in text
 
 
 @pytest.mark.slow

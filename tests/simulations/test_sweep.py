@@ -36,8 +36,13 @@ class TestCombinations:
             list(combinations(["seed=1", word], 1))
 
 
-def play(out, grid=GRID, base=BASE, watcher=None):
-    return sweep(base, grid, 1, out, "fedward sweep", watcher or Watcher())
+def play(out, grid=GRID, base=BASE, watcher=None, begun=None):
+    def begin(scenario, title):
+        if begun is not None:
+            begun.append((title, scenario.run.strategy.name))
+        return watcher or Watcher()
+
+    return sweep(base, grid, 1, out, "fedward sweep", begin)
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +83,12 @@ class TestGoingOn:
         assert {record["seed"] for record in records} == {1}
 
     def test_what_is_finished_is_left_as_it_is(self, finished):
-        out, trained, stages = finished[0], [], []
+        out, trained, begun = finished[0], [], []
         before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-        play(out, watcher=Watcher(stages.append, trained.append))
+        play(out, watcher=Watcher(round=trained.append), begun=begun)
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
         assert trained == []
-        assert stages == [f"1 of 2: {FOLDERS[0]}", f"2 of 2: {FOLDERS[1]}"]
+        assert begun == [(f"1 of 2: {FOLDERS[0]}", "fedavg"), (f"2 of 2: {FOLDERS[1]}", "fedavgm")]
 
     def test_a_run_of_other_settings_is_not_taken_for_this_one(self, finished):
         out = finished[0]
@@ -103,10 +108,10 @@ class TestGoingOn:
     ],
 )
 def test_a_mistake_in_the_last_combination_is_found_before_the_first_run(tmp_path, grid, names):
-    stages = []
+    begun = []
     with pytest.raises(FedwardError, match=names):
-        play(tmp_path / "out", grid, watcher=Watcher(stages.append))
-    assert stages == []
+        play(tmp_path / "out", grid, begun=begun)
+    assert begun == []
     assert not (tmp_path / "out").exists()
 
 
