@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TOKEN_HEADER = "x-fedward-token"  # noqa: S105 - a header's name
 POLL_SECONDS = 0.1
+FIRST_LOOK = 0.02
+"""Seconds after which a part of a message that was not there is looked for again."""
 
 
 @dataclass(frozen=True)
@@ -248,10 +250,13 @@ class Received:
 def _client(task: Task) -> Iterator[Any]:
     """Open a piece of work and send signs of life for it."""
     from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+    from flwr.supercore.inflatable.inflatable_utils import pull_objects
     from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
     from flwr.supercore.retry import make_simple_http_retry_invoker
     from flwr.supercore.runtime import RuntimeHttpClient
 
+    # Messages are announced before their parts have arrived; Flower then waits a second before it looks again, at every hop.
+    pull_objects.__kwdefaults__.update(initial_backoff=FIRST_LOOK, backoff_cap=1.0)
     client = RuntimeHttpClient.from_server_address(
         task.address,
         insecure=True,

@@ -193,5 +193,5 @@ def _readable(noun: str) -> Iterator[None]:
 
     try:
         yield
-    except (DecodeError, ValueError, TypeError):
+    except (DecodeError, ValueError, TypeError, AttributeError, KeyError):
         raise FedwardError(f"these bytes are not a Flower {noun}; both sides need Flower {SUPPORTED}") from None

@@ -64,6 +64,8 @@ ANSWERED = frozenset((b"content-length", b"content-type", b"flwr-version-incompa
 
 LARGEST = 64 << 20
 """Bytes of the largest request. Flower sends a model in pieces of 5 MiB."""
+PIECE = 1 << 18
+"""Bytes of an answer that are handed on at a time: TLS gives 16 KiB, and each handing on costs as much as their encryption."""
 HEAD_SECONDS = 20.0
 """How long a connection may take for the first lines of a request."""
 PAUSE_SECONDS = 60.0
@@ -200,7 +202,7 @@ async def hand_back(response: httpx.Response, send: Send) -> None:
     """Answer with what another server answered, piece by piece; where that breaks off, so does this."""
     try:
         await start(send, response.status_code, passing(response.headers.raw, ANSWERED))
-        async for piece in response.aiter_raw():
+        async for piece in response.aiter_raw(PIECE):
             await _send(send, {"type": "http.response.body", "body": piece, "more_body": True})
         await _send(send, {"type": "http.response.body", "body": b""})
     finally:
