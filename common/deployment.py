@@ -256,7 +256,11 @@ def _client(task: Task) -> Iterator[Any]:
     from flwr.supercore.runtime import RuntimeHttpClient
 
     # Messages are announced before their parts have arrived; Flower then waits a second before it looks again, at every hop.
-    pull_objects.__kwdefaults__.update(initial_backoff=FIRST_LOOK, backoff_cap=1.0)
+    pull_objects.__kwdefaults__ = {
+        **(pull_objects.__kwdefaults__ or {}),
+        "initial_backoff": FIRST_LOOK,
+        "backoff_cap": 1.0,
+    }
     client = RuntimeHttpClient.from_server_address(
         task.address,
         insecure=True,
