@@ -13,6 +13,9 @@ from common import keys
 from common.errors import FedwardError, UsageError
 from common.supervise import Program, Supervisor, free_port, until_stopped
 
+DIRECT = {"NO_PROXY": tunnel.LOOPBACK, "no_proxy": tunnel.LOOPBACK}
+"""For Flower's node and the stub, who talk to this machine alone, whatever proxy the hospital has."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -110,6 +113,7 @@ def programs(site: Site, place: Place) -> list[Program]:
                 str(site.folder / resident.SOCKET),
                 str(site.folder / "bundles"),
             ],
+            DIRECT,
         ),
     ]
 
@@ -140,7 +144,7 @@ def _node(site: Site, place: Place) -> Program:
         str(place.node),
     ]
     words += ["--superexec-auth-secret-file", str(place.secret)]
-    home = {"FLWR_HOME": str(place.folder / "flower")}
+    home = {"FLWR_HOME": str(place.folder / "flower")} | DIRECT
     return Program("node", [_flower("flower-supernode"), *words], place.folder / "node.log", home)
 
 

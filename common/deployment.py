@@ -70,15 +70,25 @@ class Control:
     """The operator's side of a SuperLink on this machine, which answers to the federation's token alone."""
 
     def __init__(self, address: str, token: str) -> None:
+        self._address, self._token = address, token
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """Give a client for one question; nothing stays open between them."""
         from flwr.supercore.control.control_http_client import ControlHttpClient
         from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-        self._client = ControlHttpClient.from_server_address(
-            address,
+        client = ControlHttpClient.from_server_address(
+            self._address,
             insecure=True,
             root_certificates=None,
-            interceptors=[RuntimeVersionHttpInterceptor("flwr CLI"), _Token(token)],
+            interceptors=[RuntimeVersionHttpInterceptor("flwr CLI"), _Token(self._token)],
         )
+        try:
+            with _reached():
+                yield client
+        finally:
+            client.close()
 
     def register(self, public_key: str, name: str) -> None:
         """Let a node take part, by its public key as OpenSSH writes it; one that does so already stays as it is."""
@@ -89,9 +99,9 @@ class Control:
         from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
         known = public_key_to_bytes(load_ssh_public_key(public_key.encode()))  # type: ignore[arg-type]
-        with _reached():
+        with self._opened() as client:
             try:
-                self._client.RegisterNode(RegisterNodeRequest(public_key=known, name=name))
+                client.RegisterNode(RegisterNodeRequest(public_key=known, name=name))
             except httpx.HTTPStatusError as error:
                 known_already = FlowerError.from_json(error.response.text)
                 if not known_already or known_already.code != ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE:
@@ -101,8 +111,8 @@ class Control:
         """Return the names of the nodes that are connected."""
         from flwr.proto.control_pb2 import ListNodesRequest
 
-        with _reached():
-            nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
+        with self._opened() as client:
+            nodes = client.ListNodes(ListNodesRequest()).nodes_info
         return sorted(node.name for node in nodes if node.status == "online")
 
     def start(self, content: Bundle, config: Mapping[str, str]) -> int:
@@ -115,15 +125,15 @@ class Control:
             fab=fab_to_proto(Fab(content.sha256, content.content, {})),
             override_config=user_config_to_proto(dict(config)),
         )
-        with _reached():
-            return int(self._client.StartRun(request).run_id)
+        with self._opened() as client:
+            return int(client.StartRun(request).run_id)
 
     def stop(self, run_id: int) -> None:
         """End a run."""
         from flwr.proto.control_pb2 import StopRunRequest
 
-        with _reached():
-            self._client.StopRun(StopRunRequest(run_id=run_id))
+        with self._opened() as client:
+            client.StopRun(StopRunRequest(run_id=run_id))
 
 
 class _Token:
@@ -154,6 +164,10 @@ class Tasks:
             root_certificates=None,
             interceptors=[RuntimeVersionHttpInterceptor("SuperExec"), signing],
         )
+
+    def close(self) -> None:
+        """Close the connection; work that was taken up keeps its own."""
+        self._client.close()
 
     def take(self) -> "Task | None":
         """Take the oldest piece of work; None where there is none.

@@ -5,7 +5,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -185,12 +185,12 @@ def grid(place: Place, plan: Plan) -> Iterator["Grid"]:
 
 def _taken(place: Place, run_id: int) -> Task:
     end = time.monotonic() + TAKE_SECONDS
-    tasks = Tasks(place.address, place.secret.read_bytes(), deployment.SERVER)
-    while time.monotonic() < end:
-        task = tasks.take()
-        if task and task.run_id == run_id:
-            return task
-        time.sleep(deployment.POLL_SECONDS)
+    with closing(Tasks(place.address, place.secret.read_bytes(), deployment.SERVER)) as tasks:
+        while time.monotonic() < end:
+            task = tasks.take()
+            if task and task.run_id == run_id:
+                return task
+            time.sleep(deployment.POLL_SECONDS)
     place.control().stop(run_id)
     raise FedwardError(
         f"Flower did not hand over the run within {TAKE_SECONDS:g} s; see {place.folder / 'superlink.log'}"

@@ -30,6 +30,7 @@ from common.relay import Body, Gone, Header, Receive, Refused, Scope, Send
 
 HEALTH, RENEW = "/fedward/health", "/fedward/renew"
 PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
+PART = "/v1/fleet/pull-object"
 ALIVE = frozenset(f"/v1/fleet/{name}" for name in ("activate-node", "deactivate-node", "send-node-heartbeat"))
 """Routes that say nothing of whether a message has arrived."""
 
@@ -42,6 +43,10 @@ HOLD_SECONDS = 20.0
 """How long a node that asks for messages is kept waiting: its time-out is 30 s, and its signature counts for 300 s."""
 POLL_SECONDS, POLLS_PER_SECOND = 0.1, 50
 """A waiting node's question is repeated this often, but those of all nodes together not more often than Flower can well answer."""
+AWAITED = b"\x08\x01"
+"""Flower's answer that it knows of a part and does not have it yet: a PullObjectResponse with ``object_found`` alone."""
+PART_SECONDS, PART_PAUSE = 5.0, 0.02
+"""How long, and how often, a part of a message is looked for that has not arrived yet; the node would look again after a second."""
 MOST_TIMES = 3
 """How often a message is handed out to a node that never does anything with it."""
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
@@ -170,10 +175,12 @@ class Gateway:
             raise Refused(403, "another node key than was enrolled with this certificate")
         if path not in ALIVE | {PULL}:
             line.handed = None
-        body = Body(scope, receive, self._limit if path not in (PULL, PUSH) else min(SMALL, self._limit))
+        body = Body(scope, receive, self._limit if path not in (PULL, PUSH, PART) else min(SMALL, self._limit))
         if path == PULL:
             question = await body.whole()
             await body.wait_for(self._pull(line, scope, headers, question, send))
+        elif path == PART:
+            await body.wait_for(self._part(headers, await body.whole(), send))
         else:
             content: Any = _own_answers(await body.whole()) if path == PUSH else body.pieces()
             await body.wait_for(self._pass_on(path, headers, content, send))
@@ -181,6 +188,21 @@ class Gateway:
     async def _pass_on(self, path: str, headers: list[Header], content: Any, send: Send) -> None:
         with _reached():
             response = await self._client.send(self._request(path, headers, content), stream=True)
+        await relay.hand_back(response, send)
+
+    async def _part(self, headers: list[Header], content: bytes, send: Send) -> None:
+        """Hand out a part of a message; a message is announced before its parts have arrived."""
+        end = time.monotonic() + PART_SECONDS
+        while True:
+            with _reached():
+                response = await self._client.send(self._request(PART, headers, content), stream=True)
+                if response.headers.get("content-length") != str(len(AWAITED)):
+                    break
+                short = await response.aread()
+            if short != AWAITED or time.monotonic() > end:
+                await relay.answer(send, response.status_code, short, relay.passing(response.headers.raw, KEPT))
+                return
+            await asyncio.sleep(PART_PAUSE)
         await relay.hand_back(response, send)
 
     async def _pull(self, line: _Line, scope: Scope, headers: list[Header], content: bytes, send: Send) -> None:

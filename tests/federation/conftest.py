@@ -71,6 +71,8 @@ class Upstream:
         headers = [(b"content-type", PROTOBUF.encode()), (b"x-secret", b"of the coordinator")]
         if content == b"break off":
             headers.append((b"content-length", b"100"))
+        elif path.endswith("pull-object"):
+            headers.append((b"content-length", str(len(content)).encode()))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content, "more_body": False})
 

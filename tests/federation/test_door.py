@@ -122,14 +122,16 @@ def keys_of(site):
     return private, private.public_key()
 
 
-@contextmanager
 def fleet(address, site, trust=None):
-    """Speak as Flower's node does, with the hospital's own node key; give the client and the number of the node."""
-    pair = keys_of(site)
-    words = [address, trust is None, trust, [NodeAuthHttpInterceptor(*pair)]]
-    with FleetHttpClient.from_server_address(*words) as client:
-        asked = ActivateNodeRequest(public_key=public_key_to_bytes(pair[1]), heartbeat_interval=30)
-        yield client, client.ActivateNode(asked).node_id
+    """Speak as Flower's node does, with the hospital's own node key."""
+    interceptors = [NodeAuthHttpInterceptor(*keys_of(site))]
+    return FleetHttpClient.from_server_address(address, trust is None, trust, interceptors)
+
+
+def activated(client, site):
+    """Return the number of a hospital's node, which is online from now on."""
+    key = public_key_to_bytes(keys_of(site)[1])
+    return client.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=30)).node_id
 
 
 def forged(run_id, sender, receiver):
@@ -152,21 +154,22 @@ def received(client, node_id):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's, when it makes a bundle
 def test_a_hospital_cannot_command_another_as_it_could_through_flower_alone(way, superlink, hospitals, tmp_path):
-    trust = str(tmp_path / "tunnel" / tunnel.TRUST)
+    trust = (tmp_path / "tunnel" / tunnel.TRUST).read_bytes()
     run_id = superlink.control.start(deployment.bundle(), {"run": ""})
     tasks = Tasks(superlink.address, superlink.secret.read_bytes(), deployment.SERVER)
     task = next(tasks.wait())
     with (
         tasks._client,
         task.grid(),
-        fleet(way, hospitals.east, trust) as (east, mine),
-        fleet(superlink.address, hospitals.east) as (unguarded, _),
-        fleet(superlink.address, hospitals.west) as (west, other),
+        fleet(way, hospitals.east, trust) as east,
+        fleet(superlink.address, hospitals.east) as unguarded,
+        fleet(superlink.address, hospitals.west) as west,
     ):
-        request = forged(run_id, mine, other)
+        sender, receiver = activated(east, hospitals.east), activated(west, hospitals.west)
+        request = forged(run_id, sender, receiver)
         with pytest.raises(httpx.HTTPStatusError) as caught:
             east.PushMessages(request)
         assert caught.value.response.status_code == 403
-        assert received(west, other) == []
+        assert received(west, receiver) == []
         unguarded.PushMessages(request)
-        assert received(west, other) == [SUPERLINK_NODE_ID]
+        assert received(west, receiver) == [SUPERLINK_NODE_ID]

@@ -24,6 +24,7 @@ from server.provision import create
 
 ROUTES = sorted({path for _, path in PROTOBUF_REQUEST_TYPES})
 CLOSED = [path for path in ROUTES if path not in relay.FLEET]
+PART = "/v1/fleet/pull-object"
 PULL, PUSH, OBJECT = "/v1/fleet/pull-messages", "/v1/fleet/push-messages", "/v1/fleet/push-object"
 
 
@@ -342,6 +343,19 @@ class TestSlowness:
                 pass
             assert 0.4 < time.monotonic() - begun < 2
 
+    def test_neither_may_a_later_head_come_a_letter_at_a_time(self, door, tools, monkeypatch):
+        monkeypatch.setattr(relay, "HEAD_SECONDS", 0.5)
+        key = tools.node(door.east)["flwr-public-key"]
+        with secured(door) as line:
+            line.sendall(f"POST /v1/fleet/get-run HTTP/1.1\r\nhost: x\r\nflwr-public-key: {key}\r\n\r\n".encode())
+            assert line.recv(1000).startswith(b"HTTP/1.1 200")
+            time.sleep(0.6)
+            line.settimeout(0.1)
+            begun = time.monotonic()
+            while not self.ended(line, b"P") and time.monotonic() < begun + 3:
+                pass
+            assert 0.4 < time.monotonic() - begun < 2
+
     def ended(self, line, letter):
         try:
             line.sendall(letter)
@@ -392,6 +406,27 @@ class TestWaitingForMessages:
             thread.join(5)
             assert arrived[0][0] == content
             assert 0 <= arrived[0][1] - sent < 0.5
+
+    def test_a_part_that_is_on_its_way_is_waited_for(self, door):
+        from flwr.proto.message_pb2 import PullObjectResponse
+
+        part = PullObjectResponse(object_found=True, object_available=True, object_content=b"x" * 1000)
+        door.upstream.says[PART] = PullObjectResponse(object_found=True).SerializeToString()
+        assert len(door.upstream.says[PART]) == len(gateway.AWAITED)
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(door.post(PART, timeout=30).content))
+        thread.start()
+        time.sleep(0.5)
+        assert not answers
+        assert door.upstream.paths().count(PART) > 3
+        door.upstream.says[PART] = part.SerializeToString()
+        thread.join(5)
+        assert answers == [part.SerializeToString()]
+
+    def test_a_part_that_nobody_knows_is_not_waited_for(self, door):
+        door.upstream.says[PART] = b"\x08\x00"
+        assert door.post(PART).content == b"\x08\x00"
+        assert door.upstream.paths().count(PART) == 1
 
     def test_without_one_the_answer_is_empty_after_a_while(self, door):
         begun = time.monotonic()
