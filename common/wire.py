@@ -71,6 +71,14 @@ def from_array(array: "Array") -> NDArray[Any]:
         ``dtype`` for a serialisation or a kind of number that is not allowed; ``shape`` when shape and length of the bytes disagree.
     """
     dtype, shape = _dtype(array.dtype), array.shape
+    _check_shape(shape)
+    start = _start(array, dtype)
+    if math.prod(shape) * dtype.itemsize != len(array.data) - start:
+        raise UpdateRejected("shape", "the length of an array's bytes does not fit its shape")
+    return np.ndarray(shape, dtype, array.data, start)
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
     # A zero counts as one here: numpy refuses a shape whose other dimensions multiply to too much.
     if (
         len(shape) > _MOST_DIMENSIONS
@@ -78,10 +86,6 @@ def from_array(array: "Array") -> NDArray[Any]:
         or math.prod(max(n, 1) for n in shape) > _MOST_NUMBERS
     ):
         raise UpdateRejected("shape", "the shape of an array has too many, negative or too large dimensions")
-    start = _start(array, dtype)
-    if math.prod(shape) * dtype.itemsize != len(array.data) - start:
-        raise UpdateRejected("shape", "the length of an array's bytes does not fit its shape")
-    return np.ndarray(shape, dtype, array.data, start)
 
 
 def to_record(arrays: Arrays) -> "ArrayRecord":
@@ -117,19 +121,17 @@ def unpack(packed: NDArray[Any]) -> dict[str, NDArray[Any]]:
     UpdateRejected
         ``dtype`` where the line in front is not that of `pack`, ``shape`` where it does not fit the bytes behind it.
     """
-    head, line, data = packed.tobytes().partition(b"\n")
+    head, _, data = packed.tobytes().partition(b"\n")
     try:
         described = [(str(name), _dtype(kind), tuple(shape)) for name, kind, shape in json.loads(head)]
-        sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in described]
-        whole = all(type(side) is int and side >= 0 for *_, shape in described for side in shape)
     except (ValueError, TypeError, RecursionError):
         raise UpdateRejected("dtype", "packed arrays: expected a line that describes them") from None
-    if (
-        not line
-        or not whole
-        or sum(sizes) != len(data)
-        or any(len(shape) > _MOST_DIMENSIONS for *_, shape in described)
-    ):
+    for *_, shape in described:
+        if not all(type(side) is int for side in shape):
+            raise UpdateRejected("shape", "packed arrays: expected whole numbers as dimensions")
+        _check_shape(shape)
+    sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in described]
+    if sum(sizes) != len(data) or len({name for name, *_ in described}) < len(described):
         raise UpdateRejected("shape", "packed arrays: the bytes do not fit their description")
     starts = itertools.accumulate(sizes, initial=0)
     return {

@@ -173,9 +173,9 @@ def _train(args: argparse.Namespace, federation: "Federation", folder: Path, con
             print(runs.line(record), flush=True)
 
     command = f"fedward server resume {args.folder} {folder.name}"
-    if not args.json:
-        here = coordinator.online(federation)
-        print(f"{folder.name}: connected {', '.join(here) if here else 'nobody yet'}", flush=True)
+    here = None if args.json else coordinator.online(federation)
+    if here is not None:
+        print(f"{folder.name}: connected {', '.join(here) or 'nobody yet'}", flush=True)
     try:
         record = runs.run(federation, config, folder, show)
     except KeyboardInterrupt:

@@ -16,12 +16,14 @@ from server.strategies.strategy import Strategy
 class Plan:
     """What is fixed before round 1. ``personal`` is false for comparators: then no part of the model stays at a hospital.
 
-    ``cohort`` names the hospitals that may take part, for those who want to know in whose company they are; empty where nobody asks.
+    ``cohort`` names the hospitals that may take part, for those who want to know in whose company they are; empty where nobody asks. ``expected`` is how many
+    are waited for before the run begins, where that is known.
     """
 
     config: RunConfig
     personal: bool = True
     cohort: tuple[str, ...] = ()
+    expected: int = 0
 
     @cached_property
     def task(self) -> Task:
@@ -44,6 +46,12 @@ class Plan:
                     f"strategy.name: {self.config.strategy.name!r} keeps the part {part!r} of the model at each hospital, "
                     f"and this task's model has none; its parts: {', '.join(self.task.parts) or 'none'}"
                 )
+        kept = (*self.task.local, *strategy.client.local_parts)
+        if self.personal and kept and self.config.stopping.patience:
+            raise ConfigError(
+                f"stopping.patience: the best round's model would be put together with the parts of the last round that stay at the hospitals ({', '.join(kept)}); "
+                "set it to 0, or choose settings that keep no part at the hospital"
+            )
         if strategy.client.controls and self.config.training.optimizer != "sgd":
             raise ConfigError(
                 f"training.optimizer: {self.config.strategy.name!r} reads a hospital's drift from its steps, which must be those of 'sgd', "

@@ -108,7 +108,7 @@ class Fleet:
 def _enrol(grid: Grid, plan: Plan) -> Fleet:
     """Ask every node for its name, counts and the task's statistics; statistics are added in the order of the names."""
     config = plan.config
-    nodes = _wait_for_nodes(grid, config)
+    nodes = _wait_for_nodes(grid, plan)
     content = messages.pack_request(plan.text, {}, _company(plan, len(nodes)))
     requests = {str(node): Message(content, dst_node_id=node, message_type=messages.STATISTICS) for node in nodes}
     nodes_of: dict[str, int] = {}
@@ -124,10 +124,13 @@ def _enrol(grid: Grid, plan: Plan) -> Fleet:
             refused.add(error.code)
             continue
         name = reply.texts["hospital"]
-        if name not in nodes_of:
-            nodes_of[name] = int(node)
-            members.append(_member(name, group("count", reply.statistics)))
-            statistics.add(name, group("task", reply.statistics))
+        if name in nodes_of:
+            _log.warning("node %s is left out of the run: another one calls itself %r too", node, name)
+            refused.add("name")
+            continue
+        nodes_of[name] = int(node)
+        members.append(_member(name, group("count", reply.statistics)))
+        statistics.add(name, group("task", reply.statistics))
     if len(members) < config.selection.minimum:
         raise QuorumError(
             f"{len(members)} hospitals are here, and selection.minimum asks for {config.selection.minimum}"
@@ -148,9 +151,10 @@ def _company(plan: Plan, hospitals: int) -> dict[str, bool | int | float | str]:
     return {"hospitals": hospitals, "cohort": "\n".join(plan.cohort)}
 
 
-def _wait_for_nodes(grid: Grid, config: RunConfig) -> list[int]:
-    end = time.monotonic() + config.limits.deadline_seconds
-    while len(nodes := sorted(grid.get_node_ids())) < config.selection.minimum and time.monotonic() < end:
+def _wait_for_nodes(grid: Grid, plan: Plan) -> list[int]:
+    wanted = max(plan.config.selection.minimum, plan.expected)
+    end = time.monotonic() + plan.config.limits.deadline_seconds
+    while len(nodes := sorted(grid.get_node_ids())) < wanted and time.monotonic() < end:
         time.sleep(0.1)
     return nodes
 

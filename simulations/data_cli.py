@@ -1,18 +1,23 @@
-"""``fedward data``: which data sets there are, getting them, and what is in them."""
+"""``fedward data``: which data sets there are, getting them, what is in them, and writing them out as hospitals' own files."""
 
 import argparse
+import csv
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from simulations.datasets.dataset import Dataset, Table
 
 
 def add_parsers(subparsers: Any) -> None:
-    """Add the command and its three sub-commands."""
+    """Add the command and its sub-commands."""
     parser = subparsers.add_parser(
         "data",
         help="list, download and describe data sets",
@@ -23,15 +28,26 @@ def add_parsers(subparsers: Any) -> None:
     _add(below, "list", list_all, "list all data sets", "fedward data list --json")
     _add(below, "get", get, "download a data set, with its checksum", "fedward data get pneumonia")
     _add(below, "show", show, "show origin, licence, classes and hospitals of a data set", "fedward data show heart")
+    export_ = _add(
+        below,
+        "export",
+        export,
+        "write one CSV file a hospital, as for 'hospital init'",
+        "fedward data export heart ./csv",
+    )
+    export_.add_argument("folder", metavar="FOLDER", type=Path, help="where the files go; it is made if need be")
 
 
-def _add(subparsers: Any, name: str, run: Any, meaning: str, example: str) -> None:
+def _add(subparsers: Any, name: str, run: Any, meaning: str, example: str) -> argparse.ArgumentParser:
     sentence = f"{meaning[0].upper()}{meaning[1:]}."
-    parser = subparsers.add_parser(name, help=meaning, description=sentence, epilog=f"example: {example}")
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name, help=meaning, description=sentence, epilog=f"example: {example}"
+    )
     if name != "list":
         parser.add_argument("name", metavar="NAME", help="name of the data set, as in 'fedward data list'")
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
     parser.set_defaults(run=run)
+    return parser
 
 
 def list_all(args: argparse.Namespace) -> int:
@@ -80,6 +96,43 @@ def show(args: argparse.Namespace) -> int:
     else:
         _print_facts(facts)
     return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """Run ``fedward data export NAME FOLDER``."""
+    from simulations.datasets import dataset_of
+    from simulations.datasets.fetch import load
+
+    dataset = dataset_of(args.name)
+    table = load(dataset)
+    if table.hospital is None or any(np.asarray(values).dtype.kind not in "fiu" for values in table.records.values()):
+        raise UsageError(
+            f"data set {dataset.name}: only tables of numbers from named hospitals can be exported, as heart"
+        )
+    written = [
+        write_csv(args.folder / f"{name}.csv", table, np.flatnonzero(table.hospital == name))
+        for name in np.unique(table.hospital).tolist()
+    ]
+    if args.json:
+        _print_json([{"file": str(path), "rows": rows} for path, rows in written])
+    else:
+        print("\n".join(f"{path}: {rows} rows" for path, rows in written))
+    return 0
+
+
+def write_csv(path: Path, table: "Table", rows: NDArray[np.intp]) -> tuple[Path, int]:
+    """Write rows of a table of numbers; the label is the number of its class, and an empty cell is a missing value."""
+    columns = {**table.records, table.target: table.label}
+    cells = [["" if np.isnan(value) else f"{value:.15g}" for value in values[rows]] for values in columns.values()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*cells, strict=True))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
+    return path, len(rows)
 
 
 def summary(dataset: "Dataset") -> dict[str, Any]:

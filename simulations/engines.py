@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,14 @@ def ray(scenario: Scenario, population: Population, plan: Plan, folder: Path, wa
         import ray as _ray  # noqa: F401
     except ImportError:
         raise UsageError("the engine 'ray' needs the extra of that name: pip install '.[ray]'") from None
-    _check_goes_on(folder, plan, "ray")
+    check_goes_on(folder, plan, "ray")
     backend.start()  # before Flower's simulation imports TensorFlow with settings of its own
     from flwr.simulation import run_simulation
 
     text = scenario.text()
     client = make_app(lambda context: hospitals.seat_of(text, context))
-    server = server_app.make_app(plan, folder, done, watch)
+    # Flower starts the ServerApp before all nodes are there.
+    server = server_app.make_app(replace(plan, expected=len(population.seats)), folder, done, watch)
     run_simulation(
         server, client, len(population.seats), backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     )
@@ -76,11 +78,12 @@ def deploy(scenario: Scenario, population: Population, plan: Plan, folder: Path,
     """Run over real processes on this machine, as hospitals do."""
     from simulations import deploy
 
-    _check_goes_on(folder, plan, "deploy")
+    check_goes_on(folder, plan, "deploy")
     deploy.deploy(scenario, population, plan, folder, watch, done)
 
 
-def _check_goes_on(folder: Path, plan: Plan, engine: str) -> None:
+def check_goes_on(folder: Path, plan: Plan, engine: str) -> None:
+    """Refuse to go on with a run whose hospitals remembered something that this engine did not keep."""
     if (folder / models.NAME).exists() and keeps_state(plan):
         raise UsageError(
             f"{folder}: the engine {engine!r} does not keep what hospitals remember between rounds, so this run cannot go on; start it anew"

@@ -186,7 +186,7 @@ def _draw_shares(axes: Any, shown: Points, labels: Sequence[str]) -> None:
     from matplotlib.patches import Rectangle
 
     shares = shown / np.maximum(shown.sum(axis=1, keepdims=True), 1)
-    strength = 0.08 + 0.92 * shares / max(float(shares.max()), 1e-9)
+    strength = 0.08 + 0.92 * (shares / max(float(shares.max()), 1e-9))
     for place, column in np.argwhere(shown > 0):
         looks = {"color": SHADES[-1], "alpha": strength[place, column], "linewidth": 0}
         axes.add_patch(Rectangle((column - 0.46, place - 0.42), 0.92, 0.84, **looks))

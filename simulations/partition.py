@@ -161,7 +161,7 @@ def _most(table: Table, kind: str, x: str, hospitals: int, start: np.random.Gene
 
     Draws differ, so a skewed partition may by luck fit some more; what is returned was tried from the same start and does fit.
     """
-    low, high, most = 0, hospitals + 1, 0
+    low, high, most = 0, min(hospitals, len(table) // MINIMUM) + 1, 0
     while high - low > 1:
         count = (low + high) // 2
         try:

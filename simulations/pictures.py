@@ -1,8 +1,12 @@
 """The pictures of a run: one figure for a paper, and drawings for the report."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from common.errors import UsageError
+from server import models
 from simulations import cards, forest, panels, paper, words
 from simulations.cards import Record
 from simulations.forest import Mark, Row
@@ -33,7 +37,20 @@ def save_picture(record: Record, curves: Curves, path: Path) -> None:
         if record["synthetic"]:
             paper.write(figure, "SYNTHETIC DATA", 3, 3, color=paper.COLOURS["central"])
         title = f"{record['name']}: {record['title']}"
-        figure.savefig(path, dpi=paper.DPI, metadata={"Software": None, "Title": title})
+        _save(figure, path, title)
+
+
+def _save(figure: Any, path: Path, title: str | None = None) -> None:
+    """Write a picture, whole or not at all, in the form that the file's name ends in."""
+    buffer = io.BytesIO()
+    kind = path.suffix.lstrip(".") or "png"
+    try:
+        figure.savefig(
+            buffer, format=kind, dpi=paper.DPI, metadata={"Software": None, "Title": title} if kind == "png" else None
+        )
+    except ValueError:
+        raise UsageError(f"{path}: no picture of the kind {kind!r} can be drawn; choose .png, .pdf or .svg") from None
+    models.write(path, buffer.getbuffer())
 
 
 def forest_svg(record: Record, metric: str) -> str:
@@ -89,7 +106,7 @@ def save_forest(plots: Sequence[tuple[str, Sequence[Row]]], marks: Sequence[Mark
             forest.draw(axes, rows, marks, title, legend=not place)
             if place:
                 axes.tick_params(labelleft=False)
-        figure.savefig(path, dpi=paper.DPI, metadata={"Software": None})
+        _save(figure, path)
 
 
 def _forest_svg(rows: Sequence[Row], marks: Sequence[Mark], xlabel: str, *, zero: bool = False) -> str:

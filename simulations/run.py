@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid
 
+from common.config import merge
 from common.errors import ConfigError, DataError, FedwardError, QuorumError, UsageError
 from common.statistics import Statistics
 from server import models, records, rounds
@@ -22,7 +23,7 @@ from server.app import make_app
 from server.plan import Plan
 from server.results import differences_of, results_of
 from server.rounds import Outcome
-from simulations import baselines, cards, report
+from simulations import baselines, cards, engines, report
 from simulations import scenario as scenarios
 from simulations.engines import ENGINES, Done, Engine
 from simulations.hospitals import Population, populate
@@ -73,17 +74,33 @@ def reopen(folder: Path) -> Scenario:
 
 def on_grid(grid: Grid, context: Context) -> None:
     """Run the scenario that ``flwr run`` names in its settings, over the nodes of its grid, into the folder it names or a new one."""
-    scenario = scenarios.read(scenarios.tables_of(str(context.run_config["scenario"])))
+    given = str(context.run_config["scenario"])
+    scenario = scenarios.read(merge(scenarios.tables_of(given), {"simulation": {"engine": "ray"}}))
     named = str(context.run_config["folder"])
     folder = Path(named) if named else new_folder(Path("runs"), scenario.run.task.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
 
     def engine(
-        _scenario: Scenario, _population: Population, plan: Plan, folder: Path, watch: rounds.Watch, done: Done
+        _scenario: Scenario, population: Population, plan: Plan, folder: Path, watch: rounds.Watch, done: Done
     ) -> None:
-        make_app(plan, folder, done, watch)(grid, context)
+        engines.check_goes_on(folder, plan, "ray")
+        make_app(replace(plan, expected=len(population.hospitals)), folder, done, watch)(grid, context)
 
-    simulate(scenario, folder, "flwr run .", engine=engine)
+    simulate(scenario, folder, f"fedward simulate {folder / CONFIG}", engine=engine)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a run's folder where there is none.
+
+    Raises
+    ------
+    DataError
+        When it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot make this folder ({error.strerror}); choose another with --out") from None
 
 
 def is_finished(folder: Path) -> bool:

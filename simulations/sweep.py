@@ -55,7 +55,7 @@ def sweep(base: dict[str, Any], grid: Sequence[str], seeds: int, out: Path, comm
         folder = out / ",".join(words).replace("/", "_")
         watcher = begin(scenario, f"{number} of {len(planned)}: {folder.name}")
         if not _finished(folder, scenario):
-            folder.mkdir(parents=True, exist_ok=True)
+            run.make_folder(folder)
             run.simulate(scenario, folder, command, watcher)
         folders.append(folder)
     return folders

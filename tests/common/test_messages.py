@@ -168,7 +168,8 @@ class TestHostileReplies:
         ("packed", "code"),
         [
             (b"", "dtype"),
-            (b"[]", "shape"),
+            (b'[["a", "float64", [0, 4611686018427387904]]]\n', "shape"),
+            (b'[["a", "uint8", [1]], ["a", "uint8", [1]]]\n' + b"\0\0", "shape"),
             (b'[["a", "float64", [2]]]\n' + b"\0" * 8, "shape"),
             (b'[["a", "float64", [-1]]]\n', "shape"),
             (b'[["a", "float64", [true]]]\n' + b"\0" * 8, "shape"),

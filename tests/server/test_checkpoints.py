@@ -90,7 +90,7 @@ class TestResume:
             different = sha256(resumed.model.weights) != sha256(uninterrupted(name).model.weights)
             assert (
                 different
-                or resumed.tests["east"]["test/losses"].tolist() != uninterrupted(name).tests["east"]["losses"].tolist()
+                or resumed.tests["east"]["losses"].tolist() != uninterrupted(name).tests["east"]["losses"].tolist()
             )
 
     def test_stopped_again_and_again(self, federation, uninterrupted, tmp_path):
