@@ -65,5 +65,5 @@ _METRICS: dict[str, Any] = {
 }
 BINARY = Objective(_binary_loss, _sigmoid, **_METRICS)
 """Two classes, one output: the logit of class 1."""
-MULTICLASS = Objective(_class_loss, _softmax, **_METRICS)
+MULTICLASS = Objective(_class_loss, _softmax, **_METRICS, headline="macro_f1")
 """Two or more classes, one output each: logits."""
