@@ -21,6 +21,15 @@ PASSPHRASE = "FEDWARD_PASSPHRASE"  # noqa: S105 - the name of a variable
 TEST_SHARE = 0.2
 MOST_SHOWN = 64 << 20
 """Bytes of a bundle's files that are unpacked to be shown; a small bundle may claim any number."""
+EXAMPLES = {
+    "init": "init ./site --name 'St Mary' --task heart --data /srv/heart.csv",
+    "import": "import ./site",
+    "join": "join ./site admitted.json --fingerprint 3f:9a:...",
+    "approve": "approve ./site --show",
+    "start": "start ./site",
+    "audit": "audit ./site verify",
+    "policy": "policy ./site",
+}
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -51,16 +60,22 @@ def add_parsers(subparsers: Any) -> None:
     approve_.add_argument("--own", action="store_true", help="approve the bundle of the version that is installed here")
     _add(commands, "start", start, "answer the federation; runs until it is stopped")
     audit = _add(commands, "audit", verify, "verify the audit log")
-    audit.add_argument("what", choices=["verify"], nargs="?", default="verify")
-    policy_ = _add(commands, "policy", policy, "show the policy in force")
-    policy_.add_argument("what", choices=["show"], nargs="?", default="show")
+    audit.add_argument("what", choices=["verify"], nargs="?", default="verify", help="look for a line that was changed")
+    policy_ = _add(commands, "policy", policy, "show the policy in force, or every setting and rule that there is", "?")
+    policy_.add_argument("what", choices=["show"], nargs="?", default="show", help="the policy in force")
+    policy_.add_argument("--markdown", action="store_true", help="print every setting and rule, as in docs/policy.md")
 
 
-def _add(commands: Any, name: str, act: Callable[[argparse.Namespace], int], meaning: str) -> argparse.ArgumentParser:
+def _add(
+    commands: Any, name: str, act: Callable[[argparse.Namespace], int], meaning: str, folders: str | None = None
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=meaning, description=meaning[0].upper() + meaning[1:] + "."
+        name,
+        help=meaning,
+        description=meaning[0].upper() + meaning[1:] + ".",
+        epilog=f"example: fedward hospital {EXAMPLES[name]}",
     )
-    parser.add_argument("folder", type=Path, help="the site's folder")
+    parser.add_argument("folder", type=Path, nargs=folders, help="the site's folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=act)
     return parser
@@ -184,7 +199,10 @@ def approve(args: argparse.Namespace) -> int:
 
 def _waiting(folder: Path) -> dict[str, bytes]:
     """Return the bundles that the stub kept, by hash; a file that is not what its name says is nothing to approve."""
-    contents = {file.stem: file.read_bytes() for file in sorted(folder.glob("*.fab"))}
+    try:
+        contents = {file.stem: file.read_bytes() for file in sorted(folder.glob("*.fab"))}
+    except OSError as error:
+        raise DataError(f"{folder}: the bundles that wait cannot be read ({error.strerror})") from None
     return {name: content for name, content in contents.items() if hashlib.sha256(content).hexdigest() == name}
 
 
@@ -227,7 +245,9 @@ def start(args: argparse.Namespace) -> int:
 
     flower.check_version()
     flower.quiet()
-    programs.start(_opened(args.folder))
+    site = _opened(args.folder)
+    os.environ.pop(PASSPHRASE, None)  # the programs that need it are given it; Flower's node and the stub are not
+    programs.start(site)
     return 0
 
 
@@ -246,11 +266,16 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def policy(args: argparse.Namespace) -> int:
-    """Run ``fedward hospital policy show``."""
-    from client.policy import read_policy
+    """Run ``fedward hospital policy``."""
+    from client.policy import markdown, read_policy
     from client.resident import POLICY
     from common.config import as_table, dumps
 
+    if args.markdown:
+        print(markdown())
+        return 0
+    if args.folder is None:
+        raise UsageError("expected the site's folder, or --markdown for every setting and rule")
     table = as_table(read_policy(args.folder / POLICY))
     _tell(args, table, dumps(table))
     return 0

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 TOKEN_HEADER = "x-fedward-token"  # noqa: S105 - a header's name
 POLL_SECONDS = 0.1
-FIRST_LOOK = 0.02
-"""Seconds after which a part of a message that was not there is looked for again."""
+FIRST_LOOK, PART_SECONDS = 0.02, 900.0
+"""Seconds after which a part of a message that was not there is looked for again, and after which it is given up: its sender may be gone."""
 
 
 @dataclass(frozen=True)
@@ -270,11 +270,8 @@ def _client(task: Task) -> Iterator[Any]:
     from flwr.supercore.runtime import RuntimeHttpClient
 
     # Messages are announced before their parts have arrived; Flower then waits a second before it looks again, at every hop.
-    pull_objects.__kwdefaults__ = {
-        **(pull_objects.__kwdefaults__ or {}),
-        "initial_backoff": FIRST_LOOK,
-        "backoff_cap": 1.0,
-    }
+    limits = {"initial_backoff": FIRST_LOOK, "backoff_cap": 1.0, "max_time": PART_SECONDS}
+    pull_objects.__kwdefaults__ = {**(pull_objects.__kwdefaults__ or {}), **limits}
     client = RuntimeHttpClient.from_server_address(
         task.address,
         insecure=True,

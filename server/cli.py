@@ -30,7 +30,13 @@ def add_parsers(subparsers: Any) -> None:
         epilog="example: fedward server init ./federation --host fedward.example.org",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    init = _add(commands, "init", initialise, "make a federation: authority, gateway, token")
+    init = _add(
+        commands,
+        "init",
+        initialise,
+        "make a federation: authority, gateway, token",
+        "./federation --host fedward.example.org",
+    )
     init.add_argument("--name", help="its name (default: that of the folder)")
     init.add_argument(
         "--host",
@@ -39,18 +45,30 @@ def add_parsers(subparsers: Any) -> None:
         help="name or address by which hospitals reach it, as often as needed (default: this machine alone)",
     )
     init.add_argument("--port", type=int, default=PORT, help=f"port at which they reach it (default: {PORT})")
-    admit_ = _add(commands, "admit", admit, "admit a hospital, or renew its certificate")
+    admit_ = _add(commands, "admit", admit, "admit a hospital, or renew its certificate", "./federation request.json")
     admit_.add_argument("request", type=Path, help="the request.json that the hospital made")
     admit_.add_argument(
         "--out", type=Path, help="where the answer is written (default: admitted-NAME.json beside the request)"
     )
-    revoke_ = _add(commands, "revoke", revoke, "take a hospital's admission back, at once")
+    revoke_ = _add(commands, "revoke", revoke, "take a hospital's admission back, at once", "./federation 'St Mary'")
     revoke_.add_argument("name", help="the hospital's name")
-    start_ = _add(commands, "start", start, "open the door to hospitals; runs until it is stopped")
+    _add_running(commands)
+
+
+def _add_running(commands: Any) -> None:
+    start_ = _add(
+        commands,
+        "start",
+        start,
+        "open the door to hospitals; runs until it is stopped",
+        "./federation --listen 0.0.0.0:8443",
+    )
     start_.add_argument(
         "--listen", default=LISTEN, metavar="HOST:PORT", help=f"where hospitals connect (default: {LISTEN})"
     )
-    run_ = _add(commands, "run", run, "train a task with the hospitals that are connected")
+    run_ = _add(
+        commands, "run", run, "train a task with the hospitals that are connected", "./federation heart --rounds 20"
+    )
     run_.add_argument("task", help="the task, by name")
     run_.add_argument("--rounds", type=int, metavar="N", help="rounds of training")
     run_.add_argument(
@@ -60,15 +78,20 @@ def add_parsers(subparsers: Any) -> None:
         metavar="KEY=VALUE",
         help="any setting, as often as needed; see docs/settings.md",
     )
-    resume_ = _add(commands, "resume", resume, "go on with a run that was interrupted")
+    resume_ = _add(commands, "resume", resume, "go on with a run that was interrupted", "./federation heart-0001")
     resume_.add_argument("name", help="the run's name, such as heart-0001")
-    _add(commands, "status", status, "show hospitals and runs")
-    _add(commands, "stop", stop, "close the door")
+    _add(commands, "status", status, "show hospitals and runs", "./federation")
+    _add(commands, "stop", stop, "close the door", "./federation")
 
 
-def _add(commands: Any, name: str, act: Callable[[argparse.Namespace], int], meaning: str) -> argparse.ArgumentParser:
+def _add(
+    commands: Any, name: str, act: Callable[[argparse.Namespace], int], meaning: str, example: str
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=meaning, description=meaning[0].upper() + meaning[1:] + "."
+        name,
+        help=meaning,
+        description=meaning[0].upper() + meaning[1:] + ".",
+        epilog=f"example: fedward server {name} {example}",
     )
     parser.add_argument("folder", type=Path, help="the federation's folder")
     parser.add_argument("--json", action="store_true", help="print JSON")

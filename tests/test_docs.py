@@ -66,6 +66,11 @@ def test_the_page_of_settings_is_what_the_command_prints():
     assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == settings_cli.markdown() + "\n"
 
 
+def test_the_page_of_the_policy_is_what_the_command_prints(capsys):
+    assert fedward.main(["hospital", "policy", "--markdown"]) == 0
+    assert (ROOT / "docs" / "policy.md").read_text(encoding="utf-8") == capsys.readouterr().out
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
@@ -79,6 +84,12 @@ def test_folders_and_files_that_the_docs_name_exist(page):
         r"`((?:benchmarks|client|common|server|simulations|tests)/[\w./]*)`", page.read_text(encoding="utf-8")
     ):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_the_docs_name_exist(page):
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")):
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), name
 
 
 def _module(monkeypatch, name, source):

@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 
 from common.config import POSITIVE
+from common.errors import UpdateRejected
 from common.layout import Vector
 from common.update import Update
 from server.strategies.average import add, advance, begin, mean
@@ -41,7 +42,8 @@ def init(weights: Vector, population: int) -> State:
 
 
 def accumulate(state: State, update: Update) -> None:
-    """Add an update and the change of its control, which every update of such a run has been checked to hold."""
+    """Add an update and the change of its control; raise `UpdateRejected` for an update that has none."""
+    if update.control is None:
+        raise UpdateRejected("control-missing", "the update holds no control variate, which SCAFFOLD needs")
     add(state, "delta", update.delta, 1.0)
-    if update.control is not None:
-        add(state, "control", update.control, 1.0)
+    add(state, "control", update.control, 1.0)

@@ -5,10 +5,15 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import fedward
+from client.data import reading, schema
+from common.config import Choice
+from common.tasks import task_of
 from simulations.datasets import DATASETS
+from simulations.datasets.fetch import load
 
 MIRROR = os.environ.get("FEDWARD_DATA_MIRROR", "")
 
@@ -30,7 +35,7 @@ def type_in(capsys):
     return run
 
 
-@pytest.mark.parametrize("words", [(), ("list",), ("get",), ("show",)])
+@pytest.mark.parametrize("words", [(), ("list",), ("get",), ("show",), ("export",)])
 def test_help_has_an_example(words, capsys):
     with pytest.raises(SystemExit) as ended:
         fedward.main(["data", *words, "--help"])
@@ -153,9 +158,46 @@ def test_get_says_why_it_cannot(type_in):
     assert "set FEDWARD_DATA_MIRROR to a folder that holds mtsamples/mtsamples.csv.gz" in err
 
 
-@pytest.mark.parametrize("command", ["get", "show"])
+def test_export_writes_a_file_a_hospital_that_a_hospital_can_read(type_in, tmp_path):
+    """Nothing is lost on the way through the file: a hospital imports what the simulation reads; the label is the class, and marks of missing values are gone."""
+    code, out, _ = type_in("export", "heart", str(tmp_path / "csv"))
+    assert code == 0
+    assert f"{tmp_path / 'csv' / 'switzerland.csv'}: 123 rows\n" in out
+    table, task = load(DATASETS["heart"]), task_of(Choice("heart"))
+    for name in ("cleveland", "hungarian", "switzerland", "va"):
+        imported = reading.read(tmp_path / "csv" / f"{name}.csv", task, schema.mapping_of({}, task))
+        imported.report.check()
+        here = table.hospital == name
+        assert np.array_equal(imported.records["num"], table.label[here])
+        for column in task.columns:
+            values = table.records[column.name][here]
+            known = np.where(np.isin(values, column.missing), np.nan, values)
+            assert np.array_equal(imported.records[column.name], known, equal_nan=True), column.name
+
+
+def test_export_for_machines(type_in, tmp_path):
+    code, out, _ = type_in("export", "heart-flamby", str(tmp_path), "--json")
+    assert code == 0
+    assert json.loads(out)[0] == {"file": str(tmp_path / "cleveland.csv"), "rows": 303}
+
+
+def test_export_refuses_what_is_no_table_of_hospitals(type_in, tmp_path):
+    code, out, err = type_in("export", "notes-synthetic", str(tmp_path / "csv"))
+    assert (code, out) == (2, "")
+    assert "only tables of numbers from named hospitals" in err
+    assert not (tmp_path / "csv").exists()
+
+
+def test_export_says_where_it_cannot_write(type_in, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = type_in("export", "heart", str(tmp_path / "file"))
+    assert code == 1
+    assert "cannot be written" in err
+
+
+@pytest.mark.parametrize("command", [("get",), ("show",), ("export", "csv")])
 def test_an_unknown_name_is_wrong_usage(type_in, command):
-    code, out, err = type_in(command, "haert")
+    code, out, err = type_in(command[0], "haert", *command[1:])
     assert (code, out) == (2, "")
     assert "unknown data set 'haert'; did you mean 'heart'?" in err
 

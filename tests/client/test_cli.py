@@ -1,0 +1,496 @@
+"""``fedward hospital``: the walk, and every way to type it wrongly: one line that says what to do, the documented exit code, and nothing lost."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fedward
+from client import policy, resident
+from client.audit import AuditLog
+from client.data import vault
+from client.policy import read_policy
+from client.site import open_site
+from common.config import Choice
+from common.deployment import Bundle, bundle
+from common.tasks import task_of
+from common.tasks.heart import COLUMNS
+from server import provision
+
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # where Flower builds a bundle
+ROOT = Path(__file__).parents[2]
+SECRET = "Erika Mustermann"
+FINGERPRINT = ":".join(["3F"] * 32)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEDWARD_PASSPHRASE", raising=False)
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command that works; return what it printed."""
+
+    def ran(*words):
+        code = fedward.main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert (code, err) == (0, "")
+        return out
+
+    return ran
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that is refused; return the exit code and the one line."""
+
+    def ran(*words):
+        code = fedward.main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("fedward: "), err
+        assert err.count("\n") == 1, err
+        assert "Traceback" not in err
+        return code, err
+
+    return ran
+
+
+@pytest.fixture
+def patients_file(tmp_path, make_patients):
+    """Write patients as a hospital's file would hold them, with some cells changed."""
+
+    def written(rows=60, cells=None, name="heart.csv"):
+        records = make_patients(rows, 1)
+        columns = [*(column.name for column in COLUMNS), "num"]
+        path = tmp_path / name
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            for row in range(rows):
+                values = {name: _written(name, records[name][row]) for name in columns}
+                writer.writerow((values | (cells or {}).get(row, {}))[name] for name in columns)
+        return path
+
+    return written
+
+
+def _written(name, value):
+    if np.isnan(value):
+        return ""
+    return str(int(value > 0)) if name == "num" else f"{value:g}"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Make a site once."""
+    folder = tmp_path_factory.mktemp("made") / "site"
+    assert fedward.main(["hospital", "init", str(folder), "--name", "St Mary", "--task", "heart"]) == 0
+    return folder
+
+
+@pytest.fixture
+def site(made, tmp_path):
+    shutil.copytree(made, tmp_path / "site")
+    return tmp_path / "site"
+
+
+@pytest.fixture
+def federation(tmp_path):
+    return provision.create(tmp_path / "federation", "trial", ["127.0.0.1"])
+
+
+@pytest.fixture
+def admitted(federation, site, tmp_path):
+    """Return the file by which the hospital is admitted."""
+    path = tmp_path / "admitted.json"
+    path.write_text(json.dumps(federation.admit(json.loads((site / "request.json").read_text()))))
+    return path
+
+
+class TestWalk:
+    def test_from_nothing_to_a_hospital_that_could_start(self, run, refused, patients_file, federation, tmp_path):
+        told = run("hospital", "init", "site", "--name", "St Mary", "--task", "heart", "--data", patients_file())
+        assert "Next: send site/request.json to the coordinator" in told
+        assert "60 rows read, 60 taken" in told
+        (tmp_path / "admitted.json").write_text(
+            json.dumps(federation.admit(json.loads(Path("site/request.json").read_text())))
+        )
+        told = run("hospital", "join", "site", "admitted.json", "--fingerprint", federation.fingerprint)
+        assert "Next: fedward hospital approve site --own" in told
+        run("hospital", "approve", "site", "--own")
+        allowed = read_policy(Path("site/site.toml")).allow
+        assert allowed.bundles == (bundle().sha256,)
+        assert [each.replace(":", "").lower() for each in allowed.coordinators] == [
+            federation.fingerprint.replace(":", "").lower()
+        ]
+        assert allowed.tasks == ("heart",)
+
+    def test_the_patients_that_are_kept_are_sealed_and_those_of_the_file(self, run, patients_file, make_patients):
+        run(
+            "hospital",
+            "init",
+            "site",
+            "--name",
+            "St Mary",
+            "--task",
+            "heart",
+            "--data",
+            patients_file(cells={3: {"trestbps": "133.7"}}),
+        )
+        made = open_site(Path("site"))
+        path = resident.sealed(Path("site"), "heart")
+        assert b"133.7" not in path.read_bytes()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        hospital = vault.unseal(path, task_of(Choice("heart")), made.vault_key(), "St Mary").hospital("St Mary")
+        ages = np.concatenate([part["trestbps"] for part in (hospital.train, hospital.validation, hospital.test)])
+        records = make_patients(60, 1)["trestbps"]
+        records[3] = 133.7
+        np.testing.assert_allclose(np.sort(ages), np.sort(np.round(records, 4)), atol=1e-2)
+        assert 0 < len(hospital.test["num"]) < len(hospital.train["num"])
+
+    def test_reading_again_takes_the_file_that_the_policy_names(self, run, site, patients_file):
+        path = site / "site.toml"
+        path.write_text(path.read_text().replace('data = ""', f'data = "{patients_file()}"'))
+        assert "60 rows read, 60 taken" in run("hospital", "import", "site")
+        patients_file(rows=70)
+        assert "70 rows read, 70 taken" in run("hospital", "import", "site")
+
+    def test_the_policy_is_shown_as_it_is(self, run, site):
+        shown = tomllib.loads(run("hospital", "policy", "site"))
+        written = tomllib.loads((site / "site.toml").read_text())
+        assert shown == {section: written[section] for section in ("site", "allow", "limits", "privacy")}
+        assert json.loads(run("hospital", "policy", "site", "--json"))["site"]["name"] == "St Mary"
+
+    def test_a_whole_audit_log_is_said_to_be(self, run, site):
+        with AuditLog(site / "audit.jsonl", open_site(site).audit_key()) as log:
+            log.append("started", {"version": "0.1.0"})
+            log.append("stopped")
+        assert "2 lines, none of them changed" in run("hospital", "audit", "site")
+        assert json.loads(run("hospital", "audit", "site", "verify", "--json")) == {"lines": 2, "intact": True}
+
+    def test_keys_are_sealed_by_the_passphrase_in_the_environment(self, run, refused, monkeypatch):
+        monkeypatch.setenv("FEDWARD_PASSPHRASE", "correct horse")
+        run("hospital", "init", "site", "--name", "St Mary", "--task", "heart")
+        assert b"sealed key" in Path("site/keys/tls.key").read_bytes()
+        monkeypatch.setenv("FEDWARD_PASSPHRASE", "wrong horse")
+        code, line = refused("hospital", "audit", "site")
+        assert (code, "wrong passphrase" in line) == (2, True)
+        assert "horse" not in line
+
+
+class TestWrong:
+    def test_init_without_a_name_or_task_is_used_wrongly(self, capsys):
+        for words in (["site"], ["site", "--name", "a"], ["site", "--task", "heart"], []):
+            with pytest.raises(SystemExit) as ended:
+                fedward.main(["hospital", "init", *words])
+            assert ended.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--name", "St Mary", "--task", "hart"], "did you mean 'heart'?"),
+            (["--name", "St Mary", "--task", "../heart"], "unknown task"),
+            (["--name", "", "--task", "heart"], "name"),
+            (["--name", "../etc", "--task", "heart"], "name"),
+            (["--name", "a\nb", "--task", "heart"], "name"),
+        ],
+    )
+    def test_init_with_a_wrong_name_or_task_leaves_no_folder(self, refused, words, said):
+        code, line = refused("hospital", "init", "site", *words)
+        assert (code, said in line) == (2, True), line
+        assert not Path("site").exists()
+
+    def test_init_overwrites_no_keys(self, refused, site):
+        before = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
+        code, line = refused("hospital", "init", "site", "--name", "St Mary", "--task", "heart")
+        assert (code, "not empty" in line) == (2, True)
+        assert {path: path.read_bytes() for path in site.rglob("*") if path.is_file()} == before
+
+    def test_init_in_a_file(self, refused, tmp_path):
+        (tmp_path / "site").write_text("mine")
+        code, _ = refused("hospital", "init", "site", "--name", "St Mary", "--task", "heart")
+        assert code == 2
+        assert (tmp_path / "site").read_text() == "mine"
+
+    @pytest.mark.parametrize(
+        ("words", "code"),
+        [
+            (["import"], 2),
+            (["join", "admitted.json", "--fingerprint", FINGERPRINT], 2),
+            (["approve", "--own"], 1),
+            (["approve", "--show"], 1),
+            (["approve", "--sha256", "ab" * 32], 1),
+            (["start"], 2),
+            (["audit"], 2),
+            (["policy"], 1),
+        ],
+        ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+    )
+    @pytest.mark.parametrize("kind", ["missing", "empty", "a file"])
+    def test_a_folder_that_is_no_site(self, refused, tmp_path, words, code, kind):
+        if kind == "empty":
+            (tmp_path / "none").mkdir()
+        elif kind == "a file":
+            (tmp_path / "none").write_text("")
+        given, line = refused("hospital", words[0], "none", *words[1:])
+        assert (given, "none" in line) == (code, True), line
+        assert kind == "missing" or list(tmp_path.glob("none/*")) == []
+
+    def test_import_without_a_file(self, refused, site):
+        code, line = refused("hospital", "import", "site")
+        assert (code, "site.data: expected the file or folder" in line) == (2, True)
+
+    def test_a_damaged_policy(self, refused, site):
+        (site / "site.toml").write_text("[allow]\ntask = 3\n")
+        for words in (["import", "site"], ["approve", "site", "--own"], ["policy", "site"]):
+            code, line = refused("hospital", *words)
+            assert (code, "site.toml" in line) == (2, True)
+        assert (site / "site.toml").read_text() == "[allow]\ntask = 3\n"
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"name": "St Mary"}', b"{}" * 100_000])
+    def test_a_damaged_request_of_its_own(self, refused, site, content):
+        (site / "request.json").write_bytes(content)
+        code, line = refused("hospital", "audit", "site")
+        assert (code, "request.json" in line) == (1, True)
+
+    def test_audit_without_a_log(self, refused, site):
+        code, line = refused("hospital", "audit", "site")
+        assert (code, "audit.jsonl: cannot be read" in line) == (1, True)
+
+    @pytest.mark.parametrize("change", [(b'"stopped"', b'"started"'), (b"0.1.0", b"0.1.1")])
+    def test_audit_names_the_line_that_was_changed(self, refused, site, change):
+        path = site / "audit.jsonl"
+        with AuditLog(path, open_site(site).audit_key()) as log:
+            log.append("started", {"version": "0.1.0"})
+            log.append("stopped")
+        path.write_bytes(path.read_bytes().replace(*change))
+        code, line = refused("hospital", "audit", "site")
+        assert code == 1
+        assert f"line {1 if b'0.1.0' in change else 2}: altered" in line
+
+    def test_start_before_it_has_joined(self, refused, site):
+        code, line = refused("hospital", "start", "site")
+        assert (code, "'fedward hospital join' tells it" in line) == (2, True)
+        assert not (site / "run" / "pid").exists()
+        assert not (site / "run" / "node.key").exists()
+
+    def test_start_where_it_runs_already(self, refused, site):
+        (site / "run").mkdir()
+        (site / "run" / "pid").write_text(str(os.getpid()))
+        code, line = refused("hospital", "start", "site")
+        assert (code, "is running already" in line) == (2, True)
+        assert (site / "run" / "pid").exists()
+
+
+class TestJoin:
+    @pytest.mark.parametrize("fingerprint", [FINGERPRINT, "", "3f", "not one", "a" * 10_000])
+    def test_another_fingerprint_is_refused_and_the_right_one_not_told(
+        self, refused, site, federation, admitted, fingerprint
+    ):
+        before = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
+        code, line = refused("hospital", "join", "site", "admitted.json", "--fingerprint", fingerprint)
+        assert (code, "ask the coordinator on the telephone" in line) == (1, True)
+        assert federation.fingerprint not in line
+        assert {path: path.read_bytes() for path in site.rglob("*") if path.is_file()} == before
+
+    @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"{}", b"\xff", b'{"federation": 1}', b" " * 100_000])
+    def test_a_damaged_answer(self, refused, site, federation, content):
+        if content is not None:
+            Path("admitted.json").write_bytes(content)
+        code, _ = refused("hospital", "join", "site", "admitted.json", "--fingerprint", federation.fingerprint)
+        assert code == 1
+        assert not (site / "federation.json").exists()
+
+    def test_the_answer_to_another_hospital(self, run, refused, federation, admitted):
+        run("hospital", "init", "other", "--name", "Other", "--task", "heart")
+        code, line = refused("hospital", "join", "other", "admitted.json", "--fingerprint", federation.fingerprint)
+        assert (code, "is not for the key" in line) == (1, True)
+
+    def test_without_a_policy_it_is_said(self, refused, site, federation, admitted):
+        (site / "site.toml").unlink()
+        code, line = refused("hospital", "join", "site", "admitted.json", "--fingerprint", federation.fingerprint)
+        assert (code, "site.toml: cannot be read" in line) == (1, True)
+
+
+def fab(files):
+    content = BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return Bundle(content.getvalue())
+
+
+class TestApprove:
+    def keep(self, site, waiting, name=None):
+        (site / "bundles").mkdir(exist_ok=True)
+        (site / "bundles" / f"{name or waiting.sha256}.fab").write_bytes(waiting.content)
+
+    def test_what_waits_is_shown_as_the_difference_to_what_is_installed(self, run, site):
+        with zipfile.ZipFile(BytesIO(bundle().content)) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+        files["client/gate.py"] += b"steal()\n"
+        files["client/new.py"] = b"import os\n"
+        del files["client/policy.py"]
+        waiting = fab(files)
+        self.keep(site, waiting)
+        shown = run("hospital", "approve", "site", "--show")
+        assert f"Installed here: {bundle().sha256}" in shown
+        assert f"{waiting.sha256}  waits" in shown
+        lines = shown.splitlines()
+        added = {line for line in lines if line.startswith("+") and not line.startswith("+++")}
+        assert added == {"+", "+steal()", "+import os"}
+        assert "--- installed/client/policy.py" in shown
+
+    def test_the_installed_one_differs_in_nothing(self, run, site):
+        self.keep(site, bundle())
+        assert "the same as what is installed here" in run("hospital", "approve", "site")
+        run("hospital", "approve", "site", "--own")
+        assert f"{bundle().sha256}  approved" in run("hospital", "approve", "site")
+        (facts,) = json.loads(run("hospital", "approve", "site", "--json"))["bundles"]
+        assert facts["approved"]
+
+    def test_nothing_of_it_is_executed(self, run, site, tmp_path):
+        spy = f"from pathlib import Path\nPath({str(tmp_path / 'executed')!r}).touch()\n"
+        waiting = fab(
+            dict.fromkeys(["client/__init__.py", "client/app.py", "sitecustomize.py", "common/__init__.py"], spy)
+        )
+        self.keep(site, waiting)
+        run("hospital", "approve", "site", "--show")
+        run("hospital", "approve", "site", "--sha256", waiting.sha256)
+        assert not (tmp_path / "executed").exists()
+        assert read_policy(site / "site.toml").allow.bundles == (waiting.sha256,)
+
+    def test_a_terminal_can_not_be_made_to_hide_lines(self, run, site):
+        tricks = "x = 1\x1b[2K\x1b[1A\r\ny = 2 \u202e# \x07\x08\n\x9b31m\n"
+        self.keep(site, fab({"client/app\x1b[8m.py": tricks, "client/b.py": tricks}))
+        shown = run("hospital", "approve", "site", "--show")
+        assert all(letter.isprintable() or letter in "\n\t" for letter in shown)
+        assert "\\u001b[2K" in shown
+        assert "\\u202e" in shown
+
+    @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04", "cut", "damaged", "encrypted", "bomb"])
+    def test_a_damaged_one_keeps_nobody_from_seeing_the_others(self, run, site, content):
+        whole = fab({"client/app.py": "print('a line that is long enough to be packed')\n" * 50}).content
+        if content == "cut":
+            content = whole[: len(whole) // 2]
+        elif content == "damaged":
+            content = whole[:50] + bytes(byte ^ 0xFF for byte in whole[50:70]) + whole[70:]
+        elif content == "encrypted":
+            content = whole.replace(b"PK\x03\x04\x14\0\0\0", b"PK\x03\x04\x14\0\x01\0").replace(
+                b"PK\x01\x02\x14\x03\x14\0\0\0", b"PK\x01\x02\x14\x03\x14\0\x01\0"
+            )
+        elif content == "bomb":
+            content = fab({f"client/{number}.py": b"\n" * (20 << 20) for number in range(4)}).content
+        self.keep(site, Bundle(content))
+        self.keep(site, bundle())
+        shown = run("hospital", "approve", "site", "--show")
+        assert "do not approve it" in shown
+        assert "the same as what is installed here" in shown
+
+    def test_one_that_is_not_what_its_name_says_can_not_be_approved(self, refused, site):
+        """Else whoever can write to that folder could have one thing looked at and another approved."""
+        self.keep(site, bundle(), "ab" * 32)
+        code, line = refused("hospital", "approve", "site", "--sha256", "ab" * 32)
+        assert (code, "no run asked for such a bundle" in line) == (2, True)
+
+    @pytest.mark.parametrize("digest", ["ab" * 32, "", "x", "../../keys/tls", "a\nb" * 100])
+    def test_a_hash_that_nobody_asked_for(self, refused, run, site, digest):
+        before = (site / "site.toml").read_bytes()
+        if digest:
+            code, _ = refused("hospital", "approve", "site", "--sha256", digest)
+            assert code == 2
+        else:
+            run("hospital", "approve", "site", "--sha256", digest)
+        assert (site / "site.toml").read_bytes() == before
+
+    def test_approving_twice_changes_nothing(self, run, site):
+        run("hospital", "approve", "site", "--own")
+        once = (site / "site.toml").read_bytes()
+        run("hospital", "approve", "site", "--own")
+        assert (site / "site.toml").read_bytes() == once
+        assert b"# SHA-256 of the bundles that may run here" in once, "comments stay"
+
+    def test_a_list_written_by_hand_on_several_lines_is_left_alone(self, refused, site):
+        path = site / "site.toml"
+        path.write_text(path.read_text().replace("bundles = []", f'bundles = [\n  "{"ab" * 32}",\n]'))
+        before = path.read_bytes()
+        code, line = refused("hospital", "approve", "site", "--own")
+        assert (code, "by hand" in line) == (2, True)
+        assert path.read_bytes() == before
+
+
+class TestData:
+    """Every problem by row and column, never by value."""
+
+    BAD = {4: {"age": SECRET}, 7: {"chol": "9" * 30}, 9: {"sex": "7"}, 11: {"num": "perhaps"}}
+
+    def test_problems_are_named_by_row_and_column(self, capsys, patients_file, tmp_path):
+        path = patients_file(cells=self.BAD)
+        code = fedward.main(["hospital", "init", "site", "--name", "St Mary", "--task", "heart", "--data", str(path)])
+        out, err = capsys.readouterr()
+        assert (code, out) == (1, "")
+        # The header is row 1, and the first patient row 2.
+        for row, cells in self.BAD.items():
+            for column in cells:
+                assert f"row {row + 2}, column {column!r}" in err
+        assert err.splitlines()[-1].startswith("fedward: the data were not taken; mend the file")
+        for value in ("Mustermann", "9999", "perhaps"):
+            assert value not in err
+        assert "Traceback" not in err
+        assert list(tmp_path.glob("site/data/*")) == []
+
+    def test_what_was_mended_is_taken(self, capsys, run, patients_file):
+        path = patients_file(cells=self.BAD)
+        assert fedward.main(["hospital", "init", "site", "--name", "a", "--task", "heart", "--data", str(path)]) == 1
+        capsys.readouterr()
+        patients_file()
+        assert "60 rows read, 60 taken" in run("hospital", "import", "site")
+
+    @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\0\0", b"a,b\n1,2\n", b"age,sex\n"], ids=repr)
+    def test_a_file_that_is_none(self, capsys, tmp_path, content):
+        path = tmp_path / "heart.csv"
+        if content is not None:
+            path.write_bytes(content)
+        code = fedward.main(["hospital", "init", "site", "--name", "St Mary", "--task", "heart", "--data", str(path)])
+        out, err = capsys.readouterr()
+        assert (code, out) == (1, "")
+        assert "REFUSED" in err
+        assert "Traceback" not in err
+
+    def test_a_canary_in_a_column_that_is_not_asked_for_is_nowhere(self, run, patients_file, tmp_path):
+        path = patients_file()
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([lines[0] + ",name", *(f"{line},{SECRET}" for line in lines[1:])]) + "\n")
+        told = run("hospital", "init", "site", "--name", "St Mary", "--task", "heart", "--data", path)
+        assert SECRET not in told
+        for file in (tmp_path / "site").rglob("*"):
+            assert file.is_dir() or SECRET.encode() not in file.read_bytes()
+
+
+def test_the_hospitals_commands_import_nothing_heavy():
+    script = "import sys, fedward\ntry:\n    fedward.main(['hospital', '--help'])\nexcept SystemExit:\n    pass\nprint(sorted(set(sys.modules) & {'flwr', 'tensorflow', 'pandas', 'cryptography'}), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_hash_shown_is_that_of_the_file(run, site):
+    waiting = fab({"client/app.py": "x\n"})
+    (site / "bundles").mkdir()
+    (site / "bundles" / f"{waiting.sha256}.fab").write_bytes(waiting.content)
+    assert hashlib.sha256(waiting.content).hexdigest() in run("hospital", "approve", "site")
+    assert policy.read_policy(site / "site.toml").allow.bundles == ()

@@ -1,0 +1,627 @@
+"""The gate: what is asked of a hospital is held against its own rules, and a coordinator that is hostile gets nothing and leaves a trace."""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Context, Message, RecordDict
+
+from client import audit, policy, service, stub
+from client.app import FAILED, REFUSED, Seat, guarded
+from client.audit import AuditLog
+from client.gate import Gate
+from client.hospital import Hospital
+from client.worker import Worker
+from common import flower, messages, wire
+from common.deployment import Bundle, Received, bundle
+from common.errors import QuorumError
+from common.messages import COMPARE, EVALUATE, STATISTICS, TRAIN, run_text
+from common.network import dumps, initial
+from common.tasks import read_run, task_of
+from server import rounds
+from server.plan import Plan
+from simulations.local_grid import LocalGrid
+
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # where Flower builds a bundle
+CA, APPROVED = "3f" * 32, "2d" * 32
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+NAMES = ("east", "north", "south")
+SECRET = "Erika Mustermann"
+"""A patient's name, planted where it must not come from."""
+
+
+@dataclass
+class Counted:
+    """Hands on to the worker, and keeps what it was asked for."""
+
+    node: Seat
+    asked: list[str] = field(default_factory=list)
+
+    def __call__(self, message, context):
+        self.asked.append(message.metadata.message_type)
+        return self.node(message, context)
+
+
+@dataclass
+class Desk:
+    """A hospital behind its gate, with its own folder, and a coordinator's way of asking it."""
+
+    folder: Path
+    hospital: Hospital
+    gate: Gate
+    worker: Counted
+    base: object
+    """Make settings of a run from some of them."""
+    context: Context
+    sent: int = 0
+
+    def request(self, kind=TRAIN, number=1, settings=None, arrays=None, **options):
+        """Lay out what an honest coordinator would send, but for what is given."""
+        config = self.base(settings)
+        task = task_of(config.task)
+        preparation = task.fit(task.summarise(self.hospital.train))
+        if arrays is None:
+            arrays = {} if kind == STATISTICS else {"weights": initial(task, preparation, (), config.seed)[0]}
+        common = {"hospitals": len(NAMES), "cohort": "\n".join(NAMES)}
+        model = {
+            "preparation": dumps(preparation),
+            "local-parts": "",
+            "evaluate": True,
+            "server-round": number,
+            "attempt": 0,
+        }
+        return messages.pack_request(run_text(config), arrays, common | ({} if kind == STATISTICS else model) | options)
+
+    def message(self, kind=TRAIN, content=None, name=None, run=7, **request):
+        content = self.request(kind, **request) if content is None else content
+        self.sent += 1
+        with flower.identity(run):
+            made = Message(content, dst_node_id=3, message_type=kind)
+        name = name or hashlib.sha256(str(self.sent).encode()).hexdigest()
+        return flower.stamp(made, name, run, flower.server_node())
+
+    def ask(self, kind=TRAIN, **request):
+        """Ask, and return the answer as its bytes hold it, as a coordinator gets it."""
+        answer = guarded(self.gate)(self.message(kind, **request), self.context)
+        return flower.message_from(flower.message_bytes(answer))
+
+    def log(self):
+        """Return event and fields of every line."""
+        lines = (self.folder / "audit.jsonl").read_text().splitlines()
+        return [(line["event"], line["fields"]) for line in map(json.loads, lines)]
+
+    def events(self):
+        return [event for event, _ in self.log()]
+
+    def rule(self, before, after):
+        """Change a rule in the hospital's own file."""
+        path = self.folder / "site.toml"
+        text = path.read_text()
+        assert text.count(before) == 1
+        path.write_text(text.replace(before, after))
+
+
+def rules_of(name):
+    text = policy.template(name, "heart", "heart.csv")
+    text = text.replace("min_patients = 50", "min_patients = 20")
+    return policy.added(policy.added(text, "bundles", APPROVED), "coordinators", CA)
+
+
+def context_of(sha256=APPROVED):
+    return Context(run_id=7, node_id=3, node_config={stub.BUNDLE: sha256}, state=RecordDict(), run_config={})
+
+
+@pytest.fixture(scope="module")
+def worker():
+    return Worker()
+
+
+@pytest.fixture
+def make_desk(tmp_path, worker, federation, make_patients):
+    """Open a desk for a hospital with so many patients; its log is closed at the end."""
+    opened = []
+
+    def made(name="east", rows=60, seed=1, around=None):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "site.toml").write_text(rules_of(name))
+        parts = (make_patients(count, seed + 10 * place) for place, count in enumerate((rows, 40, 50)))
+        hospital = Hospital(name, *parts)
+        log = AuditLog(folder / "audit.jsonl", KEY)
+        opened.append(log)
+        counted = Counted(around or Seat(worker, hospital))
+        gate = Gate(hospital, counted, folder / "site.toml", log, CA)
+        return Desk(folder, hospital, gate, counted, federation.config, context_of())
+
+    yield made
+    for log in opened:
+        log.close()
+
+
+@pytest.fixture
+def desk(make_desk):
+    return make_desk()
+
+
+def refused(answer):
+    assert answer.has_error()
+    return answer.error.code, answer.error.reason
+
+
+class TestAllowed:
+    def test_an_update_leaves_as_the_worker_made_it(self, desk, worker):
+        content = desk.request()
+        answer = desk.ask(content=content)
+        alone = Seat(worker, desk.hospital)(desk.message(content=content), context_of())
+        ours, theirs = (messages.unpack_reply(each.content) for each in (answer, alone))
+        assert ours.arrays.keys() == theirs.arrays.keys()
+        for name, array in ours.arrays.items():
+            np.testing.assert_array_equal(array, theirs.arrays[name])
+        assert ours.num_examples == theirs.num_examples == 60
+
+    @pytest.mark.parametrize("kind", [STATISTICS, EVALUATE])
+    def test_other_questions_are_answered_and_train_nothing(self, desk, kind):
+        assert desk.ask(kind).has_content()
+        assert desk.events() == ["asked", "allowed", "sent"]
+        assert desk.worker.asked == [kind]
+
+    def test_the_log_has_what_was_asked_decided_and_sent(self, desk):
+        answer = desk.ask(number=2)
+        lines = dict(desk.log())
+        assert desk.events() == ["asked", "allowed", "trained", "sent"]
+        request = {name: lines["asked"][name] for name in ("message", "run", "kind", "round", "attempt")}
+        assert request | {"message": "-"} == {"message": "-", "run": "7", "kind": TRAIN, "round": 2, "attempt": 0}
+        assert lines["asked"]["bundle"] == APPROVED
+        assert lines["asked"]["coordinator"] == CA
+        assert lines["asked"]["task"] == "heart"
+        assert lines["trained"]["rounds"] == 1
+        assert all({**fields, **request} == fields for fields in lines.values())
+        arrays = messages.unpack_reply(answer.content).arrays
+        assert lines["sent"]["norm"] == pytest.approx(np.linalg.norm(np.concatenate([*arrays.values()])))
+
+    def test_the_digest_in_the_log_is_that_of_the_bytes_sent(self, desk):
+        reply = guarded(desk.gate)(desk.message(), desk.context)
+        content = flower.content_bytes(reply.content)
+        sent = dict(desk.log())["sent"]
+        assert (sent["sha256"], sent["bytes"]) == (hashlib.sha256(content).hexdigest(), len(content))
+
+    def test_the_log_is_whole(self, desk):
+        for kind in (STATISTICS, TRAIN, EVALUATE, "query.everything"):
+            desk.ask(kind)
+        assert audit.verify(desk.folder / "audit.jsonl", KEY.public_key()) is None
+
+    def test_what_the_hospital_keeps_between_rounds_is_in_the_context(self, desk):
+        settings = {"strategy": "fedavg", "update": {"codec": "topk", "keep": 0.1}}
+        desk.ask(settings=settings)
+        assert "residual" in wire.from_record(desk.context.state.array_records["hospital"])
+
+
+class TestStatistics:
+    def test_small_counts_do_not_leave(self, desk):
+        ill = np.flatnonzero(np.asarray(desk.hospital.test["num"]) > 0)
+        fine = np.flatnonzero(np.asarray(desk.hospital.test["num"]) == 0)
+        rows = np.concatenate([fine, ill[:2]])
+        desk.gate.hospital = replace(
+            desk.hospital, test={name: values[rows] for name, values in desk.hospital.test.items()}
+        )
+        desk.worker.node = Seat(desk.worker.node.worker, desk.gate.hospital)
+        counts = messages.group("count", messages.unpack_reply(desk.ask(STATISTICS).content).statistics)
+        assert counts["train"].sum() == 60
+        assert counts["test"].tolist() == [0, 0], "two ill patients are fewer than the smallest cell"
+        for kind in (EVALUATE, TRAIN):
+            told = messages.unpack_reply(desk.ask(kind).content).statistics
+            assert not messages.group("test", told)
+            assert messages.group("validation", told)
+
+    def test_a_rare_class_among_the_training_patients_is_refused(self, desk, caplog):
+        desk.rule("smallest_cell = 5", "smallest_cell = 60")
+        assert refused(desk.ask(STATISTICS)) == (REFUSED, "smallest_cell")
+        assert desk.log()[-1] == ("refused", {**desk.log()[-1][1], "code": "smallest_cell"})
+
+    def test_the_loss_stays_where_metrics_must(self, desk):
+        desk.rule("metrics = true", "metrics = false")
+        told = messages.unpack_reply(desk.ask().content).statistics
+        assert {name: value.tolist() for name, value in told.items()} == {"train/loss": [0, 0]}
+
+    def test_comparing_is_refused_until_the_hospital_allows_it(self, desk):
+        weights = messages.unpack_request(desk.request()).arrays["weights"]
+        asked = {"arrays": {"weights": weights, "other": weights}}
+        asked["other-preparation"] = messages.unpack_request(desk.request()).options["preparation"]
+        assert refused(desk.ask(COMPARE, **asked)) == (REFUSED, "compare")
+        desk.rule('["count", "task"]', '["count", "task", "compare"]')
+        assert desk.ask(COMPARE, **asked).has_content()
+
+
+HOSTILE = {
+    "an unapproved bundle": ({"bundle": "ab" * 32}, {}, "bundle"),
+    "no bundle": ({"bundle": ""}, {}, "bundle"),
+    "a coordinator of another authority": ({"coordinator": "ab" * 32}, {}, "coordinator"),
+    "another task": ({}, {"run": run_text(read_run({"task": {"name": "pneumonia"}}))}, "task"),
+    "a federation of two": ({}, {"hospitals": 2, "cohort": "east\nwest"}, "min_cohort"),
+    "a federation that says it is large and names two": ({}, {"hospitals": 9, "cohort": "east\nwest"}, "min_cohort"),
+    "a federation that names one hospital thrice": ({}, {"cohort": "east\neast\neast"}, "min_cohort"),
+    "one record a step": ({}, {"settings": {"training": {"batch_size": 1}}}, "min_records"),
+    "one step": ({}, {"settings": {"training": {"batch_size": 64}}}, "min_steps"),
+    "steps without end": ({}, {"settings": {"training": {"epochs": 2000, "batch_size": 8}}}, "max_steps"),
+    "more rounds than allowed": ({}, {"settings": {"rounds": 501}}, "max_rounds"),
+    "a round that the run does not have": ({}, {"number": 4}, "round"),
+    "a round below the first": ({}, {"number": 0}, "round"),
+    "weights of another length": ({}, {"arrays": {"weights": np.zeros(3, np.float32)}}, "layout"),
+    "no weights": ({}, {"arrays": {}}, "failed"),
+    "a model beyond all": ({}, {"arrays": {"weights": np.zeros(50_000_001, np.int8)}}, "max_parameters"),
+    "a task that does not exist": ({}, {"run": '{"task": {"name": "hart"}}'}, "task"),
+    "settings that do not exist": ({}, {"run": '{"task": {"name": "heart"}, "hart": 1}'}, "ConfigError"),
+    "settings that are no settings": ({}, {"run": "[" * 5000}, "failed"),
+    "a round that is no number": ({}, {"server-round": SECRET}, "failed"),
+    "a round without end": ({}, {"server-round": float("nan")}, "failed"),
+    "an attempt that is no number": ({}, {"attempt": SECRET}, "failed"),
+    "a preparation that is none": ({}, {"preparation": SECRET}, "failed"),
+}
+
+
+def code_of(answer):
+    assert answer.has_error()
+    return answer.error.reason
+
+
+class TestHostile:
+    """Whatever a coordinator asks: nothing is trained, the answer is a code, and it stands in the log."""
+
+    @pytest.fixture
+    def trained(self, monkeypatch):
+        """Note every step of training that is really taken."""
+        steps = []
+        fit = Worker._fit
+        monkeypatch.setattr(Worker, "_fit", lambda *given: steps.append(given) or fit(*given))
+        return steps
+
+    @pytest.mark.parametrize(("changes", "request_", "code"), HOSTILE.values(), ids=HOSTILE.keys())
+    def test_it_is_refused_and_leaves_the_hospital_untrained(self, desk, trained, changes, request_, code):
+        desk.context.node_config[stub.BUNDLE] = changes.get("bundle", APPROVED)
+        desk.gate.coordinator = changes.get("coordinator", CA)
+        run, words = request_.get("run"), {key: value for key, value in request_.items() if key != "run"}
+        content = desk.request(**words)
+        if run:
+            content["config"]["run"] = run
+        answer = desk.ask(content=content)
+        told = code_of(answer)
+        assert told == code
+        assert trained == []
+        event, fields = desk.log()[-1]
+        assert (event, fields["code"]) == ("failed" if told in {"failed", "ConfigError"} else "refused", told)
+        assert "trained" not in desk.events()
+        assert "sent" not in desk.events()
+        if told in {rule.code for rule in policy.rules()}:
+            assert desk.worker.asked == [], "a rule is tried before the worker is called"
+
+    @pytest.mark.parametrize(("changes", "request_", "code"), HOSTILE.values(), ids=HOSTILE.keys())
+    def test_the_answer_names_nothing(self, desk, changes, request_, code):
+        desk.context.node_config[stub.BUNDLE] = changes.get("bundle", APPROVED)
+        desk.gate.coordinator = changes.get("coordinator", CA)
+        run, words = request_.get("run"), {key: value for key, value in request_.items() if key != "run"}
+        content = desk.request(**words)
+        if run:
+            content["config"]["run"] = run
+        message = desk.message(content=content)
+        sent = flower.message_bytes(guarded(desk.gate)(message, desk.context))
+        assert len(sent) < 400
+        for word in (SECRET, "east", str(desk.folder), "site.toml", "hart"):
+            assert word.encode() not in sent
+        assert SECRET not in (desk.folder / "audit.jsonl").read_text()
+
+    @pytest.mark.parametrize("kind", ["train.more", "query", "query.records", "query.patients", "evaluate.all"])
+    def test_other_kinds_of_message_are_refused(self, desk, kind):
+        assert refused(desk.ask(kind, content=desk.request())) == (REFUSED, "kind")
+        assert desk.worker.asked == []
+        assert desk.log()[-1][1]["code"] == "kind"
+
+    @pytest.mark.parametrize(
+        "content",
+        [RecordDict(), RecordDict({"config": messages.pack_request("{}", {}, {})["config"]})],
+        ids=["nothing", "no arrays"],
+    )
+    def test_a_message_without_a_request_fails_and_is_in_the_log(self, desk, content):
+        assert desk.ask(content=content).error.code in {FAILED, REFUSED}
+        assert desk.events() == ["failed"]
+        assert desk.worker.asked == []
+
+    def test_privacy_that_the_hospital_demands_can_not_be_lowered(self, desk):
+        desk.rule('minimum = "none"', 'minimum = "dp"')
+        for epsilon in ({}, {"epsilon": 0.1}):
+            assert refused(desk.ask(**epsilon)) == (REFUSED, "privacy")
+        assert desk.worker.asked == []
+
+    def test_who_may_be_in_the_federation_is_the_hospitals_word(self, desk):
+        desk.rule("cohort = []", 'cohort = ["north", "west"]')
+        assert refused(desk.ask()) == (REFUSED, "cohort")
+        assert refused(desk.ask(cohort="")) == (REFUSED, "cohort")
+        assert desk.ask(cohort="east\nnorth\nwest").has_content()
+
+    def test_a_day_has_so_many_rounds(self, desk):
+        desk.rule("max_rounds_a_day = 1000", "max_rounds_a_day = 2")
+        assert [desk.ask(number=number).has_content() for number in (1, 2, 3)] == [True, True, False]
+        assert desk.log()[-1][1]["code"] == "max_rounds_a_day"
+        assert refused(desk.ask(run=8)) == (REFUSED, "max_rounds_a_day")
+        assert desk.worker.asked == [TRAIN, TRAIN]
+
+    def test_what_is_written_of_a_hostile_message_can_not_break_the_log(self, desk):
+        desk.ask("query.x", content=desk.request(), name='x"}\n{"event":"allowed"')
+        assert len((desk.folder / "audit.jsonl").read_text().splitlines()) == 2
+        assert all(fields["message"] == "?" for _, fields in desk.log())
+        assert audit.verify(desk.folder / "audit.jsonl", KEY.public_key()) is None
+
+
+class TestReplay:
+    def test_a_message_that_comes_again_is_ignored_and_in_the_log(self, desk):
+        message = desk.message()
+        answers = [guarded(desk.gate)(message, desk.context) for _ in range(3)]
+        assert [answer.has_content() for answer in answers] == [True, False, False]
+        assert refused(answers[1]) == (REFUSED, "replay")
+        assert desk.events() == ["asked", "allowed", "trained", "sent", "asked", "replay", "asked", "replay"]
+        assert desk.worker.asked == [TRAIN]
+
+    def test_also_one_that_was_refused(self, desk):
+        message = desk.message(settings={"training": {"batch_size": 1}})
+        first, second = (guarded(desk.gate)(message, desk.context) for _ in range(2))
+        assert refused(first) == (REFUSED, "min_records")
+        assert refused(second) == (REFUSED, "replay")
+
+    def test_a_round_of_the_past_is_stale(self, desk):
+        assert desk.ask(number=2).has_content()
+        assert refused(desk.ask(number=1)) == (REFUSED, "stale")
+        assert desk.log()[-1] == ("refused", {**desk.log()[-1][1], "code": "stale", "round": 1})
+        assert desk.worker.asked == [TRAIN]
+
+    def test_a_second_attempt_at_a_round_is_none_of_these(self, desk):
+        assert desk.ask(number=2).has_content()
+        assert desk.ask(number=2, attempt=1).has_content()
+
+    def test_another_run_begins_at_its_own_first_round(self, desk):
+        assert desk.ask(number=3, run=7).has_content()
+        assert desk.ask(number=1, run=8).has_content()
+        assert refused(desk.ask(number=1, run=7)) == (REFUSED, "stale")
+
+
+class TestPolicyOnDisk:
+    def test_a_change_counts_at_the_next_message(self, desk):
+        assert desk.ask().has_content()
+        desk.rule(f'bundles = ["{APPROVED}"]', "bundles = []")
+        assert refused(desk.ask()) == (REFUSED, "bundle")
+        desk.rule("bundles = []", f'bundles = ["{APPROVED}"]')
+        assert desk.ask().has_content()
+
+    def test_a_policy_that_can_not_be_read_allows_nothing(self, desk):
+        assert desk.ask().has_content()
+        whole = (desk.folder / "site.toml").read_text()
+        for damaged in (whole.replace("[limits]", "[limit]"), "", whole[:50] + "\0"):
+            (desk.folder / "site.toml").write_text(damaged)
+            assert desk.ask().error.reason == "ConfigError"
+        (desk.folder / "site.toml").unlink()
+        assert desk.ask().has_error()
+        assert desk.worker.asked == [TRAIN]
+        (desk.folder / "site.toml").write_text(whole)
+        assert desk.ask().has_content()
+
+    def test_a_policy_in_the_folder_of_the_process_is_not_looked_at(self, desk, tmp_path, monkeypatch):
+        """As a bundle unpacked there would bring one."""
+        elsewhere = tmp_path / "unpacked"
+        elsewhere.mkdir()
+        (elsewhere / "site.toml").write_text(rules_of("east").replace("min_records = 8", "min_records = 1"))
+        monkeypatch.chdir(elsewhere)
+        assert refused(desk.ask(settings={"training": {"batch_size": 1}})) == (REFUSED, "min_records")
+
+
+class TestFailing:
+    def test_the_text_of_an_error_reaches_neither_the_answer_nor_the_log(self, desk, caplog):
+        def broken(_message, _context):
+            raise ValueError(f"could not convert {SECRET}")
+
+        desk.worker.node = broken
+        with caplog.at_level(logging.ERROR):
+            answer = desk.ask()
+        assert SECRET in caplog.text, "the hospital's own log should say what went wrong"
+        assert refused(answer) == (FAILED, "failed")
+        assert SECRET.encode() not in flower.message_bytes(answer)
+        assert SECRET not in (desk.folder / "audit.jsonl").read_text()
+        assert desk.events() == ["asked", "allowed", "failed"]
+
+    def test_nor_does_a_patients_cell(self, make_desk, worker):
+        desk = make_desk("north")
+        content = desk.request(STATISTICS)
+        desk.hospital.train["age"] = np.array([SECRET] * 60)
+        answer = desk.ask(STATISTICS, content=content)
+        assert refused(answer) == (FAILED, "failed")
+        assert SECRET.encode() not in flower.message_bytes(answer)
+        assert SECRET not in (desk.folder / "audit.jsonl").read_text()
+
+    def test_the_next_message_is_answered(self, desk):
+        whole, desk.worker.node = desk.worker.node, lambda *_: 1 / 0
+        assert desk.ask().has_error()
+        desk.worker.node = whole
+        assert desk.ask().has_content()
+
+    def test_without_a_log_nothing_is_answered(self, desk):
+        """What can not be written down is not done."""
+        desk.gate.audit.close()
+        assert desk.ask().has_error()
+        assert desk.worker.asked == []
+
+
+SPY = """
+from pathlib import Path
+Path({marker!r}).write_text("executed")
+Path({marker!r}).with_name("stolen").write_bytes(Path({secret!r}).read_bytes())
+"""
+
+
+class TestBundle:
+    """A bundle that is hostile itself, handed to the stub as Flower's node would hand it."""
+
+    @pytest.fixture
+    def marker(self, tmp_path):
+        return tmp_path / "markers" / "executed"
+
+    @pytest.fixture
+    def hostile(self, desk, marker):
+        """Build a bundle with rules of its own, and code that reads the data as soon as it is imported, for every way in."""
+        from flwr.cli.build import build_fab_from_files
+
+        marker.parent.mkdir()
+        (desk.folder / "data").mkdir()
+        (desk.folder / "data" / "heart.sealed").write_bytes(SECRET.encode())
+        spy = SPY.format(marker=str(marker), secret=str(desk.folder / "data" / "heart.sealed")).encode()
+        names = ("client/__init__.py", "client/app.py", "client/gate.py", "client/policy.py", "client/worker.py")
+        names += ("common/__init__.py", "common/tasks/__init__.py", "server/app.py", "sitecustomize.py", "numpy.py")
+        lax = rules_of("east").replace("min_records = 8", "min_records = 1")
+        files = dict.fromkeys(names, spy) | {
+            "site.toml": lax.encode(),
+            "pyproject.toml": b'[project]\nname = "fedward"\nversion = "0.1.0"\nlicense = "Apache-2.0"\n[tool.flwr.app]\npublisher = "fedward"\n'
+            b'fab-include = ["**/*.py", "site.toml"]\n[tool.flwr.app.components]\nserverapp = "server.app:app"\nclientapp = "client.app:app"\n',
+        }
+        return Bundle(build_fab_from_files(files)[0])
+
+    @pytest.fixture
+    def answer(self, desk, tmp_path_factory):
+        """Return the way to the hospital by its stub: as over a real socket, with the worker's own process before it."""
+        path = tmp_path_factory.mktemp("s") / "worker"
+        bundles = desk.folder / "bundles"
+        bundles.mkdir()
+        ready = threading.Event()
+        node = guarded(desk.gate)
+        threading.Thread(target=service.serve, args=(path, node, ready.set, 60.0), daemon=True).start()
+        assert ready.wait(10)
+
+        def answered(came, **request):
+            desk.context.node_config.clear()
+            return stub.answer(Received(desk.message(**request), desk.context, came), path, bundles)
+
+        return answered
+
+    def test_the_code_is_kept_and_neither_executed_nor_unpacked(self, desk, hostile, answer, marker, monkeypatch):
+        monkeypatch.chdir(desk.folder)
+        before, modules = set(sys.path), set(sys.modules)
+        told = answer(hostile)
+        assert refused(told) == (REFUSED, "bundle")
+        assert list(marker.parent.iterdir()) == []
+        assert {path.name for path in (desk.folder / "bundles").iterdir()} == {f"{hostile.sha256}.fab"}
+        assert (desk.folder / "bundles" / f"{hostile.sha256}.fab").read_bytes() == hostile.content
+        assert set(sys.path) == before
+        assert not {"sitecustomize"} & (set(sys.modules) - modules)
+        assert desk.worker.asked == []
+        assert desk.log()[-1][1]["code"] == "bundle"
+
+    def test_it_would_have_acted_had_it_been_executed(self, desk, hostile, marker, tmp_path):
+        """Else the test above could not fail."""
+        import subprocess
+        import zipfile
+        from io import BytesIO
+
+        zipfile.ZipFile(BytesIO(hostile.content)).extractall(tmp_path / "unpacked")
+        subprocess.run([sys.executable, "-c", "import client.app"], cwd=tmp_path / "unpacked", check=True)
+        assert {path.name for path in marker.parent.iterdir()} == {"executed", "stolen"}
+        assert (marker.parent / "stolen").read_text() == SECRET
+
+    def test_approving_it_changes_no_rule_and_executes_nothing_either(self, desk, hostile, answer, marker):
+        path = desk.folder / "site.toml"
+        policy.add(path, "bundles", hostile.sha256)
+        rules = path.read_bytes()
+        told = answer(hostile, settings={"training": {"batch_size": 1}})
+        assert refused(told) == (REFUSED, "min_records")
+        assert answer(hostile).has_content(), "the hospital's own code answers"
+        assert list(marker.parent.iterdir()) == []
+        assert path.read_bytes() == rules
+
+    def test_the_run_can_not_say_which_bundle_it_is(self, desk, hostile, answer):
+        told = answer(hostile, **{stub.BUNDLE: APPROVED})
+        assert refused(told) == (REFUSED, "bundle")
+
+    def test_the_installed_one_is_answered_once_it_is_approved(self, desk, answer):
+        own = bundle()
+        assert refused(answer(own)) == (REFUSED, "bundle")
+        policy.add(desk.folder / "site.toml", "bundles", own.sha256)
+        assert answer(own).has_content()
+
+    def test_one_that_is_no_bundle_at_all_is_kept_to_be_looked_at(self, desk, answer):
+        assert refused(answer(Bundle(b"no zip"))) == (REFUSED, "bundle")
+        assert [path.read_bytes() for path in (desk.folder / "bundles").iterdir()] == [b"no zip"]
+
+    def test_where_none_can_be_kept_there_is_no_answer_but_a_code(self, desk, hostile, answer):
+        (desk.folder / "bundles").rmdir()
+        assert refused(answer(hostile)) == (FAILED, "worker")
+        assert desk.worker.asked == []
+
+    def test_without_a_worker_there_is_a_code(self, desk, hostile, tmp_path):
+        received = Received(desk.message(), desk.context, hostile)
+        assert refused(stub.answer(received, tmp_path / "nobody", tmp_path)) == (FAILED, "worker")
+
+    def test_one_is_written_whole_or_not_at_all(self, tmp_path, monkeypatch):
+        def full(path, content):
+            with path.open("wb") as file:
+                file.write(content[:5])
+            raise OSError(28, os.strerror(28))
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            stub.keep(Bundle(b"0123456789"), tmp_path)
+        assert not list(tmp_path.glob("*.fab"))
+
+    def test_one_that_is_here_already_is_not_written_again(self, tmp_path):
+        one = Bundle(b"0123456789")
+        stub.keep(one, tmp_path)
+        before = (tmp_path / f"{one.sha256}.fab").stat().st_mtime_ns
+        time.sleep(0.01)
+        stub.keep(one, tmp_path)
+        assert (tmp_path / f"{one.sha256}.fab").stat().st_mtime_ns == before
+
+
+class TestRun:
+    """Whole runs over hospitals behind their gates."""
+
+    def play(self, desks, federation):
+        config = federation.config({"limits": {"quorum": 0.5}})
+        nodes = {number: guarded(desk.gate) for number, desk in enumerate(desks, 1)}
+        contexts = {number: desk.context for number, desk in enumerate(desks, 1)}
+
+        def ask(message, context):
+            message.metadata.__dict__["_message_id"] = hashlib.sha256(message.metadata.message_id.encode()).hexdigest()
+            number = message.metadata.dst_node_id
+            return lambda: nodes[number](message, context)
+
+        grid = LocalGrid(ask, contexts)
+        with flower.identity(grid.run.run_id):
+            return rounds.run(grid, Plan(config, cohort=NAMES), None, None)
+
+    def test_hospitals_that_allow_it_train_together(self, make_desk, federation):
+        desks = [make_desk(name, seed=seed) for seed, name in enumerate(NAMES)]
+        outcome = self.play(desks, federation)
+        assert len(outcome.rounds) == 3
+        assert all(len(row.answered) == 3 for row in outcome.rounds)
+        for desk in desks:
+            assert desk.events().count("trained") == 3
+            assert not {"refused", "failed", "replay"} & set(desk.events())
+
+    def test_a_run_goes_on_without_one_that_refuses_later(self, make_desk, federation):
+        desks = [make_desk(name, seed=seed) for seed, name in enumerate(NAMES)]
+        desks[1].rule("max_rounds_a_day = 1000", "max_rounds_a_day = 1")
+        outcome = self.play(desks, federation)
+        assert [len(row.answered) for row in outcome.rounds] == [3, 2, 2]
+        assert [(dropped.hospital, dropped.reason) for dropped in outcome.rounds[1].dropped] == [
+            ("north", "max_rounds_a_day")
+        ]
+
+    def test_where_all_refuse_there_is_no_model(self, make_desk, federation):
+        desks = [make_desk(name, seed=seed) for seed, name in enumerate(NAMES)]
+        for desk in desks:
+            desk.rule("min_cohort = 3", "min_cohort = 4")
+        with pytest.raises(QuorumError):
+            self.play(desks, federation)
+        assert all(desk.worker.asked == [] for desk in desks)
