@@ -61,7 +61,8 @@ class SuperLink:
         return True
 
     def status(self):
-        return {node.name: node.status for node in self.control._client.ListNodes(ListNodesRequest()).nodes_info}
+        with self.control._opened() as client:
+            return {node.name: node.status for node in client.ListNodes(ListNodesRequest()).nodes_info}
 
 
 @pytest.fixture
@@ -76,8 +77,7 @@ def superlink(tmp_path, hospitals, tools):
         tools.until(started.answers, 30)
         for member in hospitals.federation.members():
             started.control.register(member.node_key, member.name)
-        with started.control._client:
-            yield started
+        yield started
 
 
 @pytest.fixture
