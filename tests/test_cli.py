@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,7 +260,7 @@ def test_interrupted_from_the_keyboard_it_goes_on_bit_equal(tmp_path):
         "simulate",
         "heart",
         "--rounds",
-        "150",
+        "300",
         "--set",
         "strategy.name=scaffold",
         "--set",
@@ -282,15 +283,19 @@ def test_interrupted_from_the_keyboard_it_goes_on_bit_equal(tmp_path):
     end = time.monotonic() + 120
     while not (folder / models.NAME).exists() and running.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    err = ""
+    while running.poll() is None and time.monotonic() < end:
+        # Python drops an interrupt that falls into a callback of its memory's; a person would press the keys again.
+        running.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            _, err = running.communicate(timeout=6)
     assert running.returncode == 1
     assert err.strip().splitlines()[-1] == (
         "fedward: stopped; what is finished is kept: go on with 'fedward simulate --resume stopped/heart-0001'"
     )
     assert "Traceback" not in err
     finished = models.load(folder / models.NAME).facts["rounds"]
-    assert 1 <= finished < 150
+    assert 1 <= finished < 300
     resumed = finish("simulate", "--resume", str(folder))
     whole = finish(*words, "--out", "whole")
     assert resumed["weights_sha256"] == whole["weights_sha256"]
