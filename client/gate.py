@@ -54,7 +54,7 @@ class Gate:
         except FedwardError as error:
             self.audit.append(*_unanswered(error, who))
             raise
-        except Exception:
+        except Exception:  # whatever went wrong, the log has every case; the border makes a code of it
             self.audit.append("failed", who | {"code": "failed"})
             raise
 

@@ -1,6 +1,5 @@
 """A hospital's programs: the way out, Flower's node, the stub that answers for it, and the worker behind the stub."""
 
-import os
 import secrets
 import shutil
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from client import resident, tunnel
 from client.site import Site
-from common import keys
+from common import keys, supervise
 from common.errors import FedwardError, UsageError
 from common.supervise import Program, Supervisor, free_port, until_stopped
 
@@ -55,24 +54,16 @@ def start(site: Site) -> None:
     if running(site):
         raise UsageError(f"{site.folder}: is running already")
     place = place_of(site)
-    pid = place.folder / "pid"
-    pid.write_text(str(os.getpid()))
     try:
-        with Supervisor(programs(site, place)) as supervisor:
+        with supervise.marked(place.folder), Supervisor(programs(site, place)) as supervisor:
             until_stopped(supervisor, lambda: None)
     finally:
-        pid.unlink(missing_ok=True)
         _key_file(place).unlink(missing_ok=True)
 
 
 def running(site: Site) -> int | None:
     """Return the process that runs the site's programs; None where there is none."""
-    try:
-        number = int((site.folder / "run" / "pid").read_text())
-        os.kill(number, 0)
-    except (OSError, ValueError):
-        return None
-    return number
+    return supervise.running(site.folder / "run")
 
 
 def programs(site: Site, place: Place) -> list[Program]:

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from common.errors import UsageError
-
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a program is started again; they double while it keeps ending at once. Flower refuses a node that comes back within a minute."""
 STEADY = 60.0
 """Seconds after which a program counts as running well."""
 GRACE = 10.0
 """Seconds that a program has to stop by itself."""
+
+PID = "pid"
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +78,27 @@ class Supervisor:
         return {each.program.name: each.process.pid for each in self._all if each.process}
 
 
+def running(folder: Path) -> int | None:
+    """Return the process that runs the programs of a folder, as `marked` wrote down; None where there is none."""
+    try:
+        number = int((folder / PID).read_text())
+        os.kill(number, 0)
+    except (OSError, ValueError):
+        return None
+    return number
+
+
+@contextlib.contextmanager
+def marked(folder: Path) -> Iterator[None]:
+    """Within, this process is the one that runs the programs of a folder."""
+    path = folder / PID
+    path.write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def until_stopped(supervisor: Supervisor, every: Callable[[], object], seconds: float = 0.2) -> None:
     """Look after programs until SIGTERM or SIGINT, and call ``every`` in between."""
     with _stopping() as stopped:
@@ -91,22 +112,6 @@ def free_port() -> int:
     """Return a port of the loopback that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
-
-
-def check_free(host: str, port: int) -> None:
-    """Refuse an address at which nobody could listen.
-
-    Raises
-    ------
-    UsageError
-        Saying why.
-    """
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        raise UsageError(
-            f"{host}:{port}: cannot listen here ({error.strerror}); choose another address or port"
-        ) from None
 
 
 def _start(program: Program) -> subprocess.Popen[bytes]:

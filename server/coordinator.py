@@ -1,6 +1,5 @@
 """The coordinator's programs and its runs: Flower's SuperLink on loopback behind the gateway, and this process as the ServerApp of a run."""
 
-import os
 import secrets
 import sys
 import time
@@ -10,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import deployment, flower, keys, relay
+from common import deployment, flower, keys, relay, supervise
 from common.deployment import Control, Task, Tasks
 from common.errors import FedwardError, Unreachable, UsageError
-from common.supervise import Program, Supervisor, check_free, free_port, until_stopped
+from common.supervise import Program, Supervisor, free_port, until_stopped
 from server.plan import Plan
 from server.provision import Federation
 
@@ -68,27 +67,16 @@ def start(federation: Federation, host: str, port: int) -> None:
     """
     if running(federation):
         raise UsageError(f"{federation.folder}: is running already; 'fedward server stop {federation.folder}' ends it")
-    check_free(host, port)
     relay.listen(host, port).close()  # the gateway is another process, whose log nobody may be looking at
     place, known = place_of(federation), set[str]()
-    pid = place.folder / "pid"
-    pid.write_text(str(os.getpid()))
-    try:
-        with Supervisor(programs(place, federation, host, port)) as supervisor:
-            wait_for_flower(place)
-            until_stopped(supervisor, lambda: let_in(place, federation, known))
-    finally:
-        pid.unlink(missing_ok=True)
+    with supervise.marked(place.folder), Supervisor(programs(place, federation, host, port)) as supervisor:
+        wait_for_flower(place)
+        until_stopped(supervisor, lambda: let_in(place, federation, known))
 
 
 def running(federation: Federation) -> int | None:
     """Return the process that runs the federation's programs; None where there is none."""
-    try:
-        number = int((federation.folder / "run" / "pid").read_text())
-        os.kill(number, 0)
-    except (OSError, ValueError):
-        return None
-    return number
+    return supervise.running(federation.folder / "run")
 
 
 def online(federation: Federation) -> list[str] | None:

@@ -66,7 +66,10 @@ def deploy(
         door = coordinator.programs(place, federation, "127.0.0.1", port)
         stack.enter_context(_kept_running(door))
         coordinator.wait_for_flower(place)
-        sites = [_site(Path(scratch), federation, port, plan.task, hospital) for hospital in population.hospitals]
+        bundle = deployment.bundle().sha256
+        sites = [
+            _site(Path(scratch), federation, port, plan.task, hospital, bundle) for hospital in population.hospitals
+        ]
         # Before they knock: Flower's node gives up when it is not known.
         coordinator.let_in(place, federation, set())
         for each in sites:
@@ -77,14 +80,14 @@ def deploy(
             done(rounds.run(grid, plan, folder, watch))
 
 
-def _site(scratch: Path, federation: Federation, port: int, task: Task, hospital: Hospital) -> Site:
+def _site(scratch: Path, federation: Federation, port: int, task: Task, hospital: Hospital, bundle: str) -> Site:
     """Make a hospital's site: keys, certificate, policy and sealed data, as its own people would."""
     made = site.create(scratch / f"{len(list(scratch.iterdir()))}", hospital.name, task.name)
     admitted = federation.admit(joining.read_document(made.folder / site.REQUEST))
     made.join({**admitted, "address": f"127.0.0.1:{port}"}, federation.fingerprint)
     allow = Allow(
         Names([task.name]),
-        Names([deployment.bundle().sha256]),
+        Names([bundle]),
         Names([federation.fingerprint]),
         statistics=Names(policy.STATISTICS_PARTS),
         smallest_cell=1,
