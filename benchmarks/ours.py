@@ -46,7 +46,7 @@ def records(work: Work, hospital: int) -> Records:
     """Draw a hospital's raw rows: those to train on first, then those to test on."""
     generator = np.random.default_rng([8, hospital])
     count = work.rows_of(hospital) + TESTED
-    if work.name == "cnn":
+    if work.task == "pneumonia":
         pixels = generator.integers(0, 256, (count, *work.shape[:2]), dtype=np.uint8)
         return {"image": pixels, "label": generator.integers(0, 2, count)}
     columns = {
@@ -65,7 +65,7 @@ def table(work: Work) -> Table:
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     test = np.concatenate([np.arange(count) >= count - TESTED for count in counts])
     names = np.repeat([f"hospital {number:05d}" for number in range(work.hospitals)], counts)
-    label = whole["label" if work.name == "cnn" else "num"].astype(np.int64)
+    label = whole["label" if work.task == "pneumonia" else "num"].astype(np.int64)
     classes = task_of(Choice(work.task)).classes
     return Table(whole, label, classes, np.arange(len(label)), names, test)
 
@@ -97,7 +97,7 @@ def settings(work: Work, rounds: int) -> dict[str, Any]:
     }
     return {
         "rounds": rounds,
-        "task": {"name": work.task},
+        "task": {"name": work.task} | ({"width": work.width} if work.task == "pneumonia" else {}),
         "training": training,
         "selection": {"fraction": work.cohort / work.hospitals},
         "evaluation": {"every": 0},

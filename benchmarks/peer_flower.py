@@ -27,7 +27,7 @@ def load_model(work: Work) -> Any:
 
     if len(work.shape) > 1:
         body = [
-            keras.layers.Conv2D(32, 3, activation="relu"),
+            keras.layers.Conv2D(work.width, 3, activation="relu"),
             keras.layers.MaxPooling2D(2),
             keras.layers.Flatten(),
             keras.layers.Dense(64, "relu"),

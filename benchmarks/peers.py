@@ -51,13 +51,13 @@ def install(peer: Peer) -> bool:
     return done.returncode == 0
 
 
-def measure(peer: Peer, work: str, rounds: int) -> Ran | None:
-    """Do the named work with the peer; ``None`` when it is not installed."""
+def measure(peer: Peer, work: str, rounds: int, script: str = "") -> Ran | None:
+    """Do the named work with the peer, by its usual script or another; ``None`` when it is not installed."""
     if not peer.installed:
         progress(f"{peer.name}: not installed; python benchmarks/peers.py installs it")
         return None
     progress(f"{peer.name}: {work}, {rounds} rounds")
-    return run(peer.python, peer.script, work, str(rounds))
+    return run(peer.python, script or peer.script, work, str(rounds))
 
 
 if __name__ == "__main__":

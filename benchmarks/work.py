@@ -3,7 +3,7 @@
 Needs nothing but numpy: the peers read it from environments of their own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ class Work:
     """A federation of ``hospitals`` that learn the product's ``task``, of which ``cohort`` train in a round.
 
     ``rows`` are the training patients of a hospital; a tuple is repeated from the start when there are more hospitals. ``parameters`` is the
-    model's size with one logit.
+    model's size with one logit, ``width`` its filters where it is a convolutional one.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Work:
     epochs: int
     learning_rate: float
     parameters: int
+    width: int = 32
 
     def rows_of(self, hospital: int) -> int:
         """Return the count of training patients of a hospital."""
@@ -74,4 +75,8 @@ HEART = Work(
     learning_rate=0.1,
     parameters=593,
 )
-WORKS = {work.name: work for work in (CNN, HEART)}
+FOUR = replace(CNN, name="cnn4", title="CNN 28x28x1, 4 hospitals x 128 images", hospitals=4, cohort=4)
+LARGE = replace(
+    FOUR, name="large", title="CNN of 100 MB, 4 hospitals x 32 images", rows=(32,), width=2311, parameters=25_000_000
+)
+WORKS = {work.name: work for work in (CNN, HEART, FOUR, LARGE)}

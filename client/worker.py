@@ -55,8 +55,7 @@ class Held:
 class Worker:
     """Answers requests for the hospitals of this process. Caches only; what must last is in the state that comes and goes with each request."""
 
-    def __init__(self, threads: int = 1) -> None:
-        self._threads = threads
+    def __init__(self) -> None:
         self._prepared: dict[tuple[Choice, str, str, int], Prepared] = {}
         self._functions: dict[str, dict[Any, Callable[..., Any]]] = {}
         self._held: dict[tuple[Hospital, str], tuple[str, Held]] = {}
@@ -164,7 +163,7 @@ class Worker:
         if key not in self._prepared:
             _forget(self._prepared)
             _forget(self._functions)
-            backend.start(self._threads)
+            backend.start()
             task = task_of(config.task)
             network = networks.build(
                 task, json.loads(preparation), tuple(filter(None, local_parts.split(","))), config.seed
@@ -180,6 +179,9 @@ class Worker:
             raise UpdateRejected(
                 "layout", f"the model sent has {size} shared weights; the task's has {prepared.network.shared.size}"
             )
+        claimed = request.options.get("layout", prepared.network.shared.digest)
+        if claimed != prepared.network.shared.digest:
+            raise UpdateRejected("layout", "the model sent is laid out in another way than the one that was built here")
         return prepared
 
     def _compiled(self, prepared: Prepared, method: training.Method, held: Held) -> Callable[..., Any]:

@@ -53,6 +53,12 @@ class Choice:
         """Return the settings object of the named kind; raise `ConfigError` for an unknown name or option."""
         if self.name not in kinds:
             raise ConfigError(f"{path}.name: unknown {path} {self.name!r}; {nearest(self.name, kinds)}")
+        for key, _ in self.options:
+            others = [name for name, kind in kinds.items() if key in _annotations(kind)]
+            if others and self.name not in others:
+                raise ConfigError(
+                    f"{path}.{key}: {self.name!r} has no such setting, and {' or '.join(others)} has; set {path}.name too"
+                )
         return parse(kinds[self.name], dict(self.options), path)
 
 
@@ -92,8 +98,13 @@ class LimitsConfig:
     ] = 0.5
     deadline_seconds: Annotated[float, Range(0, 1e7, open_low=True), "how long a round waits for answers"] = 600.0
     retries: Annotated[
-        int, Range(0, 1000), "how often a round without a quorum is asked again before the run stops"
+        int, Range(0, 1000), "how often a round without a quorum is asked again at once, before the run waits or stops"
     ] = 3
+    wait_seconds: Annotated[
+        float,
+        Range(0, 1e7),
+        "how long a round without a quorum waits for hospitals to come back before the run stops; with real hospitals 600 unless it is set",
+    ] = 0.0
     update_norm: Annotated[float, Range(0, 1e12), "largest L2 norm of an update; 0 for none"] = 0.0
     examples: Annotated[int, Range(1, 2**31), "largest count of patients that one hospital may claim"] = 10_000_000
 
@@ -284,6 +295,10 @@ def _convert(annotation: Any, value: Any, path: str) -> Any:
 def _choice(value: Any, path: str) -> Choice:
     if isinstance(value, str):
         return Choice(value)
+    if isinstance(value, Mapping) and value and "name" not in value:
+        raise ConfigError(
+            f"{path}.name: expected the name of the {path} that has {' and '.join(value)}; set it beside {path}.{next(iter(value))}"
+        )
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise ConfigError(f"{path}.name: expected the name of a {path}, got {_named(value)}")
     for key, item in value.items():

@@ -145,6 +145,17 @@ def cautious_average(parts: list[Estimate]) -> Estimate:
     return Estimate(*(float(np.mean(column)) for column in zip(*defined, strict=True))) if defined else UNDEFINED
 
 
+def independent_average(parts: list[Estimate]) -> Estimate:
+    """Return the average of the defined parts, each on patients of its own; without an interval where one of them has none."""
+    defined = [part for part in parts if not np.isnan(part.value)]
+    if not defined:
+        return UNDEFINED
+    value, low, high = np.array(defined).T
+    centre = float(value.mean())
+    below, above = (float(np.sqrt(np.sum(np.square(side)))) / len(defined) for side in (value - low, high - value))
+    return Estimate(centre, centre - below, centre + above)
+
+
 def mean(sums: Array, count: float) -> Estimate:
     """Return the mean of ``count`` numbers, given their sum and sum of squares; one number has no interval."""
     if not count:

@@ -7,7 +7,6 @@ import keras
 import tensorflow as tf
 
 
-@keras.saving.register_keras_serializable("fedward")
 class MaxPool(keras.layers.MaxPooling2D):  # type: ignore[misc]
     """Maximum over squares of ``side`` x ``side`` of ``(n, height, width, channels)``, side by side; what is left at the edge is dropped.
 
@@ -22,9 +21,17 @@ class MaxPool(keras.layers.MaxPooling2D):  # type: ignore[misc]
         """Return the maxima; the tensor's height, width and channels are known while tracing."""
         return _pool(inputs, self.pool_size[0])
 
-    def get_config(self) -> dict[str, Any]:
-        """Return what makes the same layer again."""
-        return {"name": self.name, "side": self.pool_size[0]}
+
+def plain(model: Any) -> Any:
+    """Return the same model made of Keras's own layers alone, so that it can be loaded where only Keras is installed."""
+    twin = keras.models.clone_model(model, clone_function=_plain)
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def _plain(layer: Any) -> Any:
+    kind = keras.layers.MaxPooling2D if isinstance(layer, MaxPool) else type(layer)
+    return kind.from_config(layer.get_config())
 
 
 def _pool(x: Any, side: int) -> Any:

@@ -51,7 +51,7 @@ def reply_of(message: Message | None, config: RunConfig) -> Reply:
     if message is None:
         raise UpdateRejected("late", f"no answer within {config.limits.deadline_seconds:g} s")
     if not message.has_content():
-        raise UpdateRejected(_code(message.error.reason), "the hospital answered with an error")
+        raise UpdateRejected(_code(message.error.reason), "an error came in place of an answer")
     return messages.unpack_reply(message.content)
 
 

@@ -132,16 +132,18 @@ def write_metrics(folder: Path, record: dict[str, Any]) -> None:
 
 
 def save_model(folder: Path, task: Task, seed: int, model: Model) -> None:
-    """Write ``model.keras``; what the federation agreed on before round 1 lies inside it as ``preparation.json``.
+    """Write ``model.keras``, which needs Keras alone; what the federation agreed on before round 1 lies inside it as ``preparation.json``.
 
     Parts that stay at the hospitals are those of the first round, since nobody else has seen any other.
     """
     preparation = json.loads(model.preparation)
     network = networks.build(task, preparation, model.local_parts, seed)
+    from common import layers  # it needs TensorFlow, which has started now
+
     network.assign(model.weights, network.vectors()[1])
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / MODEL
-        network.model.save(path)
+        layers.plain(network.model).save(path)
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr("preparation.json", model.preparation)
         models.write(folder / MODEL, path.read_bytes())

@@ -1,10 +1,11 @@
 """What a federated model is measured against: each hospital alone, and all patients in one place.
 
-Both are federations of one hospital, run by the same code: same model, same training settings, and as many gradient steps on each patient as the
-federated run took.
+Both are federations of one hospital, run by the same code: same model, same training settings, and as many passes over the patients as the federated
+run took. A hospital alone takes exactly the steps that it took in the federation; all patients together take as many as all hospitals did, but for
+what fewer short batches save.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,23 +30,24 @@ from simulations.engines import grid_of
 from simulations.hospitals import Population
 
 
-def local_only(population: Population, config: RunConfig, federated: Outcome) -> dict[str, Model]:
+def local_only(population: Population, config: RunConfig, federated: Outcome) -> Iterator[dict[str, Model]]:
     """Train every hospital alone, for as many rounds as its updates went into the federated model, and one if they never did."""
     took_part = dict.fromkeys(population.names, 0)
     for record in federated.rounds[: max(federated.trained, 1)]:
         for name in record.answered:
             took_part[name] += 1
-    return {h.name: _alone(population, h, config, max(took_part[h.name], 1)) for h in population.hospitals}
+    for hospital in population.hospitals:
+        yield {hospital.name: _alone(population, hospital, config, max(took_part[hospital.name], 1))}
 
 
-def centralised(population: Population, config: RunConfig, federated: Outcome) -> dict[str, Model]:
+def centralised(population: Population, config: RunConfig, federated: Outcome) -> Iterator[dict[str, Model]]:
     """Train on all patients in one place, until they have been seen as often as in the federated run."""
     pooled = Hospital(
         "all", *(_pool([getattr(h, part) for h in population.hospitals]) for part in ("train", "validation", "test"))
     )
     seen = sum(record.examples for record in federated.rounds[: max(federated.trained, 1)])
     model = _alone(population, pooled, config, max(1, round(seen / rows_of(pooled.train))))
-    return dict.fromkeys(population.names, model)
+    yield dict.fromkeys(population.names, model)
 
 
 def _alone(population: Population, hospital: Hospital, config: RunConfig, number: int) -> Model:
@@ -69,10 +71,13 @@ def _pool(parts: list[Records]) -> Mapping[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Comparator:
-    """A way to train without a federation: what it is called while it runs, and the model that it gives each hospital."""
+    """A way to train without a federation: what it is called while it runs, and the models that it gives the hospitals.
+
+    They come one after another, as some hospitals' each time, so that ten thousand are never held at once.
+    """
 
     stage: str
-    train: Callable[[Population, RunConfig, Outcome], Mapping[str, Model]]
+    train: Callable[[Population, RunConfig, Outcome], Iterator[Mapping[str, Model]]]
 
 
 COMPARATORS = {

@@ -6,11 +6,10 @@ Every other page about a run reads the record through the functions here, so tha
 import html
 import math
 import re
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from common.intervals import UNDEFINED, Estimate
+from common.intervals import UNDEFINED, Estimate, independent_average
 from simulations import words
 
 Record = Mapping[str, Any]
@@ -66,11 +65,9 @@ def difference(record: Record, other: str, metric: str, hospital: str | None = N
     return _lookup((record.get("differences") or {}).get(other), metric, hospital)
 
 
-def mean_of_hospitals(record: Record, approach: str, metric: str) -> float:
-    """Return the plain mean over the hospitals where a metric is defined; NaN where it is at none."""
-    values = [estimate(record, approach, metric, name) for name in hospitals(record)]
-    known = [value.value for value in values if defined(value)]
-    return statistics.fmean(known) if known else math.nan
+def mean_of_hospitals(record: Record, approach: str, metric: str) -> Estimate:
+    """Return the plain mean over the hospitals where a metric is defined."""
+    return independent_average([estimate(record, approach, metric, name) for name in hospitals(record)])
 
 
 def compared_metric(record: Record) -> str:
@@ -230,7 +227,7 @@ def privacy_statement(record: Record) -> str:
 
 
 def _kept_at_hospitals(record: Record) -> str:
-    parts = record.get("local_parts", [])
+    parts = record["local_parts"]
     if not parts:
         return ""
     return (
@@ -250,12 +247,16 @@ def _card_head(record: Record) -> str:
 def _card_results(record: Record) -> str:
     headline, named = record["headline"], hospitals(record)[:CARD_ROWS]
     more = len(record["hospitals"]) - len(named)
+    means = ", ".join(
+        f"{APPROACHES[kind]} {words.interval(mean_of_hospitals(record, kind, headline))}" for kind in approaches(record)
+    )
     return "\n\n".join(
         [
             "## Results\n\nPooled test patients.",
             _card_table(record, "metric", [(words.metric_name(metric), metric, None) for metric in metrics(record)]),
             f"{words.metric_name(headline)} at each hospital.",
             _card_table(record, "hospital", [(markdown(name), headline, name) for name in named]),
+            f"Mean of hospitals: {means}.",
             *([f"{words.hospitals(more)} more: see `run.json`."] if more else []),
         ]
     )
@@ -321,12 +322,18 @@ def _privacy_head(record: Record) -> str:
 
 def _privacy_left(record: Record) -> str:
     settings, answers = dict(flatten(record["config"])), sum(len(item["answered"]) for item in record["rounds"])
+    controls = (
+        "- **Changes of its control variate**, as many numbers again in every round: its mean gradient.\n"
+        if record["control_variates"]
+        else ""
+    )
     return (
         "## What left each hospital\n\n"
         f"- **Update vectors**: in every round it took part in, how its training changed the shared model: up to {record['parameters']:,} numbers, "
         f"written as {settings.get('update.codec', 'float32')}. {answers:,} answers in {len(record['rounds']):,} rounds.\n"
+        f"{controls}"
         "- **Counts**: how many patients it trained on, and how many of each class.\n"
-        "- **Sums for preparing the data**, once before round 1, such as count, sum and sum of squares of every feature.\n"
+        f"- **Sums for preparing the data**, once before round 1: {markdown(record['statistics'])}.\n"
         "- **Training loss** of every round, as a mean over its patients.\n"
         "- **Histograms of predicted scores** by class and counts of right and wrong predictions, for the metrics.\n\n"
         f"Bytes: {words.size(record['bytes']['up'])} from the hospitals, {words.size(record['bytes']['down'])} to them. No patient row, image or text left.\n\n"

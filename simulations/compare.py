@@ -268,8 +268,8 @@ def _groups(records: Sequence[Record], metric: str) -> Iterable[Group]:
 
 def _group(settings: tuple[tuple[str, str], ...], records: Sequence[Record], metric: str) -> Group:
     values = {
-        (view, approach): [read(record, approach, metric) for record in records]
-        for view, read in (("pooled", _pooled), ("hospitals", cards.mean_of_hospitals))
+        (view, approach): [read(record, approach, metric).value for record in records]
+        for view, read in (("pooled", cards.estimate), ("hospitals", cards.mean_of_hospitals))
         for approach in APPROACHES
     }
     cells = {pair: Cell(tuple(number for number in numbers if np.isfinite(number))) for pair, numbers in values.items()}
@@ -302,10 +302,6 @@ def _version_notes(records: Sequence[Record]) -> list[str]:
         for name, versions in found.items()
         if len(versions) > 1
     ]
-
-
-def _pooled(record: Record, approach: str, metric: str) -> float:
-    return cards.estimate(record, approach, metric).value
 
 
 def _summary(cell: Cell) -> dict[str, Any]:

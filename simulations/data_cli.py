@@ -136,8 +136,8 @@ def write_csv(path: Path, table: "Table", rows: NDArray[np.intp]) -> tuple[Path,
 
 
 def summary(dataset: "Dataset") -> dict[str, Any]:
-    """Return what is known of a data set without reading it; ``bytes`` are those of its files, 0 for none."""
-    from simulations.datasets.fetch import is_here
+    """Return what is known of a data set without its rows; ``bytes`` are those of its files, 0 for none."""
+    from simulations.datasets.fetch import is_here, is_intact
 
     return {
         "name": dataset.name,
@@ -147,6 +147,7 @@ def summary(dataset: "Dataset") -> dict[str, Any]:
         "bytes": sum(file.size for file in dataset.files),
         "licence": dataset.licence,
         "here": is_here(dataset),
+        "intact": is_intact(dataset),
         "synthetic": dataset.synthetic,
     }
 
@@ -206,4 +207,4 @@ def _size(facts: dict[str, Any]) -> str:
 def _where(facts: dict[str, Any]) -> str:
     if facts["synthetic"]:
         return "SYNTHETIC"
-    return "here" if facts["here"] else "not here"
+    return "not here" if not facts["here"] else "here" if facts["intact"] else "damaged"

@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from common import deployment, joining
 from common.config import as_table, dumps
 from common.errors import UsageError
 from common.supervise import Program, Supervisor, free_port
+from common.tasks import TASKS
 from common.tasks.task import Task, rows_of
 from server import coordinator, provision, rounds
 from server.plan import Plan
@@ -59,25 +60,37 @@ def deploy(
     """
     if scenario.simulation.faults != INTACT:
         raise UsageError("simulation.faults: the engine 'deploy' has none; take --engine local")
+    named = replace(plan, cohort=tuple(hospital.name for hospital in population.hospitals))
+    with (
+        running(population, plan.task) as federation,
+        coordinator.grid(coordinator.place_of(federation), named) as grid,
+    ):
+        done(rounds.run(grid, plan, folder, watch))
+
+
+@contextmanager
+def running(population: Population, task: Task) -> Iterator[Federation]:
+    """Run a federation and all hospitals of a population as processes, connected when the block begins, and stop them when it ends.
+
+    Raises
+    ------
+    Unreachable
+        When not every hospital connected in time.
+    """
     # A path of a socket may have a hundred letters: run folders may be deeper than that.
     with tempfile.TemporaryDirectory(prefix="fedward-") as scratch, ExitStack() as stack:
         federation = provision.create(Path(scratch) / "federation", "simulation", ["127.0.0.1"])
         place, port = coordinator.place_of(federation), free_port()
-        door = coordinator.programs(place, federation, "127.0.0.1", port)
-        stack.enter_context(_kept_running(door))
+        stack.enter_context(_kept_running(coordinator.programs(place, federation, "127.0.0.1", port)))
         coordinator.wait_for_flower(place)
         bundle = deployment.bundle().sha256
-        sites = [
-            _site(Path(scratch), federation, port, plan.task, hospital, bundle) for hospital in population.hospitals
-        ]
+        sites = [_site(Path(scratch), federation, port, task, hospital, bundle) for hospital in population.hospitals]
         # Before they knock: Flower's node gives up when it is not known.
         coordinator.let_in(place, federation, set())
         for each in sites:
             stack.enter_context(_kept_running(programs.programs(each, programs.place_of(each))))
         coordinator.wait_for_hospitals(place, len(sites), UP_SECONDS)
-        named = replace(plan, cohort=tuple(hospital.name for hospital in population.hospitals))
-        with coordinator.grid(place, named) as grid:
-            done(rounds.run(grid, plan, folder, watch))
+        yield federation
 
 
 def _site(scratch: Path, federation: Federation, port: int, task: Task, hospital: Hospital, bundle: str) -> Site:
@@ -92,6 +105,7 @@ def _site(scratch: Path, federation: Federation, port: int, task: Task, hospital
         statistics=Names(policy.STATISTICS_PARTS),
         smallest_cell=1,
         metrics=True,
+        settings=Names(f"task.{item.name}=*" for item in fields(TASKS[task.name])),  # type: ignore[arg-type]
     )
     rules = SitePolicy(policy.Site(hospital.name, task.name, ""), allow, GENEROUS)
     (made.folder / resident.POLICY).write_text(dumps(as_table(rules)), encoding="utf-8")

@@ -48,7 +48,7 @@ def local(scenario: Scenario, population: Population, plan: Plan, folder: Path, 
             shelf.save(record.round)
             watch(record)
             if not scenario.simulation.workers:
-                crew.grow_if_worth(record.seconds, plan.config.rounds - record.round)
+                crew.grow_if_worth(record.seconds, plan.config.rounds - record.round, len(record.asked))
 
         server = server_app.make_app(plan, folder, done, keep)
         with flower.identity(grid.run.run_id):

@@ -1,7 +1,6 @@
 """What a running simulation shows: a live table of its hospitals while it trains, a summary at its end."""
 
 import contextlib
-import math
 import time
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,8 @@ from simulations.run import Watcher
 from simulations.scenario import Scenario
 
 MOST_ROWS = 12
+SILENT_SECONDS = 10.0
+"""How long an output that is no terminal is told nothing."""
 WATCHED = ("auroc", "accuracy")
 """Metrics of the live table."""
 SUMMARISED = ("auroc", "accuracy", "macro_f1", "brier")
@@ -34,7 +35,7 @@ class Live:
         self._quiet = quiet
         self._live = RichLive(console=self._console, refresh_per_second=8, transient=True)
         self._shows = self._console.is_terminal and not quiet
-        self._begun = time.monotonic()
+        self._begun = self._told = time.monotonic()
         self._stage = self._title = ""
         self._total = 0
         self._rounds: list[RoundRecord] = []
@@ -58,7 +59,7 @@ class Live:
         return Watcher(self._on_stage, self._on_round)
 
     def _on_stage(self, name: str) -> None:
-        self._stage, self._begun = name, time.monotonic()
+        self._stage, self._begun, self._told = name, time.monotonic(), time.monotonic()
         if self._shows:
             self._live.update(self._view())
         elif not self._quiet:
@@ -68,6 +69,10 @@ class Live:
         self._rounds.append(record)
         if self._shows:
             self._live.update(self._view())
+        elif not self._quiet and time.monotonic() - self._told > SILENT_SECONDS:
+            self._told = time.monotonic()
+            left = words.seconds(self._seconds_left())
+            self._print(f"round {record.round} of {self._total}, loss {words.number(record.train_loss)}, {left} left")
 
     def _print(self, text: str) -> None:
         # Text, because a name may hold what rich takes for markup; the terminal wraps what is too long.
@@ -78,11 +83,14 @@ class Live:
         if not self._rounds:
             return Group(*title, Text(f"{self._stage} ..."))
         last = self._rounds[-1]
-        left = (self._total - last.round) * (time.monotonic() - self._begun) / len(self._rounds)
         sent = sum(row.bytes_up + row.bytes_down for row in self._rounds)
         more = f"and {len(last.asked) - MOST_ROWS} more hospitals · " if len(last.asked) > MOST_ROWS else ""
-        below = Text(f"{more}{words.size(sent)} sent · {words.seconds(left)} left · {self._stage}")
+        below = Text(f"{more}{words.size(sent)} sent · {words.seconds(self._seconds_left())} left · {self._stage}")
         return Group(*title, self._round_table(last), below)
+
+    def _seconds_left(self) -> float:
+        """Return how long the rest of the rounds takes at the pace so far."""
+        return (self._total - self._rounds[-1].round) * (time.monotonic() - self._begun) / len(self._rounds)
 
     def _round_table(self, last: RoundRecord) -> Table:
         table = Table(box=box.SIMPLE_HEAD, title=f"round {last.round} of {self._total}", title_justify="left")
@@ -135,12 +143,12 @@ def remarks(record: Record) -> list[str]:
     """Return what is said below that table: the mean of the hospitals, the paired differences, and what a dash means."""
     headline, judged = record["headline"], cards.compared_metric(record)
     means = {kind: cards.mean_of_hospitals(record, kind, headline) for kind in cards.approaches(record)}
-    told = ", ".join(f"{APPROACHES[kind]} {words.number(mean)}" for kind, mean in means.items())
+    told = ", ".join(f"{APPROACHES[kind]} {words.interval(mean)}" for kind, mean in means.items())
     lines = [f"mean of hospitals, {words.in_text(headline)}: {told}"]
     for other in cards.compared(record):
         gap = words.interval(cards.difference(record, other, judged), signed=True)
         lines.append(f"federated minus {APPROACHES[other]}, {words.in_text(judged)}: {gap}")
     unknown = [metric for metric in SUMMARISED if cards.gaps(record, metric, [None])]
-    if not all(map(math.isfinite, means.values())):
+    if not all(map(cards.defined, means.values())):
         unknown.insert(0, headline)
     return lines + [f"{words.DASH}: {words.undefined(metric)}" for metric in dict.fromkeys(unknown)]

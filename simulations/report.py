@@ -84,6 +84,8 @@ def load(folder: Path) -> Record:
         raise DataError(
             f"{path}: expected a run record of version {SCHEMA}, got {found}; read it with the Fedward that wrote it"
         )
+    if "data" not in record:
+        raise UsageError(f"{path}: the record of a run over real hospitals; expected that of a simulation")
     return record
 
 
@@ -211,6 +213,8 @@ def hospital_table(record: Record) -> Table:
         ]
         for item, line, differences in zip(shown, values, gaps, strict=True)
     ]
+    means = [words.interval(cards.mean_of_hospitals(record, kind, metric)) for kind in kinds]
+    rows.append(["mean of hospitals", "", *means, *("" for _ in others)])
     told = "" if judged == metric else f" in {words.in_text(judged)}"
     head = ["hospital", "test patients", *(APPROACHES[kind] for kind in kinds)]
     head += [f"federated minus {APPROACHES[kind]}{told}" for kind in others]

@@ -186,13 +186,16 @@ def _compared(scenario: Scenario, population: Population, federated: Outcome, wa
     differences: dict[str, dict[str, Statistics]] = {}
     for name, comparator in baselines.COMPARATORS.items() if scenario.simulation.comparators else ():
         watcher.stage(comparator.stage)
+        judged: dict[str, Statistics] = {}
+        joint: dict[str, Statistics] = {}
         try:
-            trained = comparator.train(population, scenario.run, federated)
+            for trained in comparator.train(population, scenario.run, federated):
+                judged |= federated.coordinator.judge(trained)
+                joint |= federated.coordinator.compare(federated.model, trained)
         except QuorumError as error:
             _log.warning("no comparison with %s training, which failed: %s", name, error)
             continue
-        tests[name] = federated.coordinator.judge(trained)
-        differences[name] = federated.coordinator.compare(federated.model, trained)
+        tests[name], differences[name] = judged, joint
     results = {name: results_of(task, parts) for name, parts in tests.items()}
     return {
         "results": {name: {"pooled": result.pooled, "hospitals": result.hospitals} for name, result in results.items()},
@@ -215,6 +218,8 @@ def _record(scenario: Scenario, population: Population, outcome: Outcome, name: 
         "engine": scenario.simulation.engine,
         "parameters": int(outcome.model.weights.size),
         "local_parts": list(outcome.model.local_parts),
+        "control_variates": outcome.coordinator.plan.strategy.client.controls,
+        "statistics": task.summary,
         "weights_sha256": records.sha256(outcome.model.weights),
         "layout_sha256": outcome.layout_sha256,
         "stopped": outcome.stopped,

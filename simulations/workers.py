@@ -39,7 +39,6 @@ class Crew:
 
     def __init__(self, seats: Sequence[Seat], scenario: str) -> None:
         self._app = app_of(seats)
-        self._seats = len(seats)
         self._scenario = scenario
         self._processes: list[subprocess.Popen[bytes]] = []
         self._idle: queue.SimpleQueue[Line] = queue.SimpleQueue()
@@ -69,13 +68,16 @@ class Crew:
             self._idle.put(line)
         self._threads = ThreadPoolExecutor(count)
 
-    def grow_if_worth(self, seconds: float, rounds_left: int) -> None:
-        """Start one process a core when it pays, judged by the fastest round so far; the first ones also compile, and say nothing."""
+    def grow_if_worth(self, seconds: float, rounds_left: int, asked: int) -> None:
+        """Start a process for each core, but no more than hospitals are ``asked`` a round, when it pays.
+
+        That is judged by the fastest round so far; the first ones also compile, and say nothing.
+        """
         self._seconds.append(seconds)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         told = len(self._seconds) >= TELLING_ROUNDS and min(self._seconds) * rounds_left > WORTH_SECONDS
-        if self._threads is None and cores > 1 and told:
-            self.grow(min(cores, self._seats))
+        if self._threads is None and min(cores, asked) > 1 and told:
+            self.grow(min(cores, asked))
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fedward
@@ -102,7 +103,7 @@ def _module(monkeypatch, name, source):
 
 def test_the_task_that_the_docs_write_runs(tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
-    task, data = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    ask, task, data = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (scenario,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     monkeypatch.setitem(TASKS, "fever", _module(monkeypatch, "common.tasks.fever", task).Fever)
     monkeypatch.setitem(DATASETS, "fever", _module(monkeypatch, "simulations.datasets.fever", data).FEVER)
@@ -113,5 +114,8 @@ def test_the_task_that_the_docs_write_runs(tmp_path, monkeypatch, capsys):
     assert (folder / "report.html").exists()
     # A setting's file and a table have no banner, and must say all the same what the numbers are of.
     assert (folder / "config.toml").read_text(encoding="utf-8").startswith("# SYNTHETIC DATA")
+    given = _module(monkeypatch, "ask", ask).probabilities(folder, {"temperature": np.array([36.0, 40.0])})
+    assert given.shape == (2, 2)
+    assert given[0, 1] < 0.5 < given[1, 1]
     rows = csv.DictReader((folder / "metrics.csv").read_text(encoding="utf-8").splitlines())
     assert {row["data"] for row in rows} == {"SYNTHETIC"}

@@ -37,6 +37,8 @@ def _imports(tree: ast.Module) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+            names |= {word.value for word in node.args if isinstance(word, ast.Constant)}
     return {name.partition(".")[0] for name in names}
 
 
@@ -47,7 +49,9 @@ def _name(path: Path) -> str:
 @pytest.mark.parametrize("path", FILES[:-1], ids=_name)
 def test_imports_point_inwards(path):
     package = path.relative_to(ROOT).parts[0]
-    assert (_imports(_tree(path)) & set(PACKAGES)) <= ALLOWED[package]
+    # The bundle that travels must not hold the harness, which Flower's own simulation starts through it.
+    beyond = {"simulations"} if _name(path) in ("client/app.py", "server/app.py") else set()
+    assert (_imports(_tree(path)) & set(PACKAGES)) <= ALLOWED[package] | beyond
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)

@@ -71,6 +71,8 @@ class Notes:
             classify=self.classify,
             build=self.network,
             parts={"head": ("output",), "embedding": ("embedding",)},
+            summary=f"in how many of its records each of {text.BUCKETS:,} hash buckets of words occurs, where {self.minimum_records} or more do; "
+            "whoever sees one hospital's counts can test any word he thinks of",
             defaults={
                 "rounds": 30,
                 "training": {"optimizer": "adam", "learning_rate": 0.01, "batch_size": 32, "epochs": 1},

@@ -20,7 +20,7 @@ COLUMNS = (Column("image", "image", "frontal chest X-ray", "grey level", 0, 255,
 class Pneumonia:
     """Settings of the task: a small convolutional network, 346,561 variables at width 32 without normalisation."""
 
-    width: Annotated[int, Range(1, 1024), "filters of the convolution"] = 32
+    width: Annotated[int, Range(1, 4096), "filters of the convolution"] = 32
     normalisation: Annotated[Literal["none", "batch"], "batch normalisation after the convolution"] = "none"
     shift: Annotated[int, Range(0, SIDE - 1), "augmentation: largest shift, in pixels"] = 2
     brightness: Annotated[float, FRACTION, "augmentation: largest change of brightness, as a share of white"] = 0.1
@@ -40,6 +40,7 @@ class Pneumonia:
             classify=classify,
             build=self.network,
             augment=self.augment,
+            summary="count, sum and sum of squares of all grey levels",
             parts={"head": ("output",)} | ({"normalisation": ("norm",)} if self.normalisation == "batch" else {}),
             # Chosen on the published validation images, 10 hospitals, labels by Dirichlet 0.3: momentum belongs at the server, because
             # at a hospital that has one class alone it only carries further astray.

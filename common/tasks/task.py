@@ -47,10 +47,6 @@ class Examples:
     def __len__(self) -> int:
         return len(self.y)
 
-    def take(self, rows: Array) -> "Examples":
-        """Return the named rows, in that order."""
-        return Examples(self.x[rows], self.y[rows])
-
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -59,6 +55,7 @@ class Task:
     ``parts`` names groups of variables by the start of their path (``head``, ``normalisation``, ``intercept``), so that a strategy can keep
     one at the hospital. ``local`` are the parts that the task itself keeps there. ``defaults`` are run settings that suit the task,
     laid under what the user sets. ``classify`` gives the class numbers of rows, from 0. ``xla`` says that the compiled local epoch is faster under XLA (measured by ``benchmarks/compilers.py``).
+    ``summary`` says in words what ``summarise`` tells of a hospital's patients, for the privacy statement of a run.
     """
 
     name: str
@@ -77,6 +74,7 @@ class Task:
     local: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     xla: bool = False
+    summary: str = "count, sum and sum of squares of every feature"
 
     def prefixes(self, parts: tuple[str, ...]) -> tuple[str, ...]:
         """Return the path prefixes of the variables in the parts named."""

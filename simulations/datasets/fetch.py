@@ -142,4 +142,4 @@ def absence(dataset: Dataset) -> str:
     mirror = f"set FEDWARD_DATA_MIRROR to a folder that holds {files}"
     if all(file.url for file in dataset.files):
         return f"data set {dataset.name} is not here: run 'fedward data get {dataset.name}', or {mirror}"
-    return f"data set {dataset.name} is not here and can't be downloaded: {dataset.note} If you have a copy, {mirror}"
+    return f"data set {dataset.name} is not here and can't be downloaded; 'fedward data show {dataset.name}' says where it comes from. If you have a copy, {mirror}"

@@ -8,7 +8,7 @@ backend.start()
 import keras
 import tensorflow as tf
 
-from common.layers import MaxPool
+from common.layers import MaxPool, plain
 
 
 def images(height, width, seed=1):
@@ -37,10 +37,13 @@ def test_values_and_gradients_are_the_librarys_own_bit_for_bit(height, width, si
         np.testing.assert_array_equal(mine, yours)
 
 
-def test_a_saved_model_gives_it_back(tmp_path):
+def test_the_plain_twin_of_a_model_needs_keras_alone_and_says_the_same(tmp_path):
     inputs = keras.Input((6, 6, 3))
-    model = keras.Model(inputs, MaxPool(3, name="pool")(inputs))
-    model.save(tmp_path / "model.keras")
+    scores = keras.layers.Dense(2, name="output")(MaxPool(3, name="pool")(inputs))
+    model = keras.Model(inputs, scores)
+    plain(model).save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
+    assert type(again.get_layer("pool")) is keras.layers.MaxPooling2D
     assert again.get_layer("pool").pool_size == (3, 3)
+    assert [weight.path for weight in again.weights] == [weight.path for weight in model.weights]
     np.testing.assert_array_equal(again(images(6, 6)), model(images(6, 6)))

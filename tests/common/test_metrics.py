@@ -441,3 +441,25 @@ def test_curves_of_many_classes_are_micro_averages():
 def test_examples_in_the_documentation_are_true():
     assert doctest.testmod(intervals).attempted > 0
     assert doctest.testmod(intervals).failed == 0
+
+
+@given(st.lists(st.tuples(st.integers(20, 400), st.floats(0.3, 0.9)), min_size=2, max_size=6), st.integers(0, 2**31))
+@settings(max_examples=10, deadline=None)
+def test_the_mean_of_hospitals_lies_in_its_interval_as_often_as_promised(hospitals, seed):
+    generator, repeats, held = np.random.default_rng(seed), 600, 0
+    truth = np.mean([share for _, share in hospitals])
+    sizes = np.array([size for size, _ in hospitals], float)
+    for _ in range(repeats):
+        right = np.array([generator.binomial(size, share) / size for size, share in hospitals])
+        low, high = intervals.wilson(right, sizes)
+        mean = intervals.independent_average([intervals.Estimate(*each) for each in zip(right, low, high, strict=True)])
+        held += mean.low <= truth <= mean.high
+    assert binomtest(held, repeats, 0.95).pvalue > 1e-5
+
+
+def test_the_mean_of_hospitals_leaves_out_those_where_nothing_is_defined():
+    known = intervals.Estimate(0.8, 0.7, 0.9)
+    assert intervals.independent_average([known, intervals.UNDEFINED]) == pytest.approx(known)
+    assert np.isnan(intervals.independent_average([intervals.UNDEFINED]).value)
+    open_ended = intervals.Estimate(0.8, float("nan"), float("nan"))
+    assert np.isnan(intervals.independent_average([known, open_ended]).low)

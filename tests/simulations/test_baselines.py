@@ -74,28 +74,40 @@ def alone(federation, name, number, settings=None):
     return federation.without(*others).run({**SETTINGS, "rounds": number, **(settings or {})}).model
 
 
+def models_of(train, *words):
+    """Take all models that a comparator gives, by hospital."""
+    return {name: model for part in train(*words) for name, model in part.items()}
+
+
 def bits(models):
     return {name: sha256(model.weights) for name, model in models.items()}
 
 
 class TestLocalOnly:
     def test_it_is_the_hospital_trained_by_itself_bit_for_bit(self, federation, population, federated):
-        models = baselines.local_only(population, federation.config(SETTINGS), federated)
+        models = models_of(baselines.local_only, population, federation.config(SETTINGS), federated)
         by_hand = {name: alone(federation, name, max(count, 1)) for name, count in TOOK_PART.items()}
         assert bits(models) == bits(by_hand)
         assert len(set(bits(models).values())) == len(models)
 
     def test_each_trains_for_as_many_rounds_as_its_updates_were_used(self, federation, population, federated, trained):
         """And for one where they never were, so that there is a model to compare with."""
-        baselines.local_only(population, federation.config(SETTINGS), federated)
+        models_of(baselines.local_only, population, federation.config(SETTINGS), federated)
         counts = {outcome.members[0].name: len(outcome.rounds) for outcome in trained}
         assert counts == {name: max(count, 1) for name, count in TOOK_PART.items()}
         assert all(len(outcome.members) == 1 for outcome in trained)
 
+    def test_one_model_is_held_at_a_time(self, federation, population, federated, trained):
+        parts = baselines.local_only(population, federation.config(SETTINGS), federated)
+        assert not trained
+        for number, part in enumerate(parts, 1):
+            assert len(part) == 1
+            assert len(trained) == number
+
 
 class TestCentralised:
     def test_it_sees_as_many_examples_as_the_federation_did(self, federation, population, federated, trained):
-        baselines.centralised(population, federation.config(SETTINGS), federated)
+        models_of(baselines.centralised, population, federation.config(SETTINGS), federated)
         (outcome,) = trained
         everyone = sum(rows_of(hospital.train) for hospital in population.hospitals)
         seen = sum(row.examples for row in federated.rounds)
@@ -104,7 +116,7 @@ class TestCentralised:
         assert abs(len(outcome.rounds) * everyone - seen) <= everyone / 2
 
     def test_it_trains_on_the_patients_of_all_hospitals(self, federation, population, federated, trained):
-        baselines.centralised(population, federation.config(SETTINGS), federated)
+        models_of(baselines.centralised, population, federation.config(SETTINGS), federated)
         (member,) = trained[0].members
         for part in ("train", "validation", "test"):
             parts = [getattr(each, part) for each in federated.members]
@@ -112,14 +124,14 @@ class TestCentralised:
             assert getattr(member, part).classes == list(np.sum([each.classes for each in parts], axis=0))
 
     def test_every_hospital_is_given_the_same_model(self, federation, population, federated):
-        models = baselines.centralised(population, federation.config(SETTINGS), federated)
+        models = models_of(baselines.centralised, population, federation.config(SETTINGS), federated)
         assert list(models) == population.names
         assert len({id(model) for model in models.values()}) == 1
 
 
 @pytest.mark.parametrize("name", baselines.COMPARATORS)
 def test_all_are_judged_on_the_same_patients(federation, population, federated, name):
-    models = baselines.COMPARATORS[name].train(population, federation.config(SETTINGS), federated)
+    models = models_of(baselines.COMPARATORS[name].train, population, federation.config(SETTINGS), federated)
     tests = federated.coordinator.judge(models)
     assert set(tests) == set(federated.tests) == set(TOOK_PART)
     for member in federated.members:
@@ -144,8 +156,8 @@ def test_nothing_is_lost_to_what_only_a_federation_needs(federation, population,
     base = {"training": OVER[case].get("training", {})}
     plain, burdened = (federation.config({**SETTINGS, **settings}) for settings in (base, {**base, **OVER[case]}))
     for comparator in baselines.COMPARATORS.values():
-        expected = comparator.train(population, plain, federated)
-        assert bits(comparator.train(population, burdened, federated)) == bits(expected)
+        expected = models_of(comparator.train, population, plain, federated)
+        assert bits(models_of(comparator.train, population, burdened, federated)) == bits(expected)
 
 
 @pytest.mark.parametrize("case", OVER)
@@ -162,7 +174,7 @@ def test_those_settings_do_cost_a_federation_something(federation, case):
 
 def test_only_the_rounds_that_went_into_the_model_count(federation, population, federated, trained):
     """Early stopping keeps an earlier model; what was trained after it is in no comparator either."""
-    baselines.local_only(population, federation.config(SETTINGS), replace(federated, trained=2))
+    models_of(baselines.local_only, population, federation.config(SETTINGS), replace(federated, trained=2))
     counts = {outcome.members[0].name: len(outcome.rounds) for outcome in trained}
     assert counts == {name: min(max(count, 1), 2) for name, count in TOOK_PART.items()}
 

@@ -74,6 +74,7 @@ def test_the_list_for_machines(type_in, tmp_path):
         "bytes": 4171077,
         "licence": "CC BY 4.0",
         "here": True,
+        "intact": False,
         "synthetic": False,
     }
     assert [name for name, facts in found.items() if facts["synthetic"]] == ["notes-synthetic", "pneumonia-synthetic"]
@@ -154,7 +155,7 @@ def test_get_says_what_needs_no_download(type_in):
 def test_get_says_why_it_cannot(type_in):
     code, out, err = type_in("get", "mtsamples")
     assert (code, out) == (1, "")
-    assert "can't be downloaded: It was parsed from 5,218 cached pages" in err
+    assert "can't be downloaded; 'fedward data show mtsamples' says where it comes from" in err
     assert "set FEDWARD_DATA_MIRROR to a folder that holds mtsamples/mtsamples.csv.gz" in err
 
 

@@ -484,7 +484,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 
 def test_fetching_what_cannot_be_downloaded_says_why(tmp_path):
-    with pytest.raises(DataError, match=r"mtsamples is not here and can't be downloaded: It was parsed from"):
+    with pytest.raises(DataError, match=r"mtsamples is not here and can't be downloaded; 'fedward data show"):
         fetch.fetch(DATASETS["mtsamples"])
     path = tmp_path / "cache" / "mtsamples" / "mtsamples.csv.gz"
     path.parent.mkdir(parents=True)

@@ -115,6 +115,9 @@ def fake_record(
         "seed": seed,
         "engine": "local",
         "parameters": 721,
+        "local_parts": [],
+        "control_variates": False,
+        "statistics": "count, sum and sum of squares of every feature",
         "weights_sha256": "9f" * 32,
         "layout_sha256": "3c" * 32,
         "stopped": "rounds",
@@ -302,6 +305,22 @@ def test_names_cannot_leave_the_page_or_the_cards():
     assert "<script" not in cards.model_card(record)
     assert "<script" not in cards.privacy_statement(record)
     assert r"| a\|b |" in cards.model_card(record)
+
+
+def test_the_privacy_statement_names_all_that_this_run_sent():
+    record = fake_record()
+    assert record["statistics"] in cards.privacy_statement(record)
+    assert "control variate" not in cards.privacy_statement(record)
+    assert "control variate" in cards.privacy_statement({**record, "control_variates": True})
+
+
+def test_the_mean_of_hospitals_stands_in_the_report_and_in_the_card_with_its_interval():
+    record = fake_record()
+    mean = cards.mean_of_hospitals(record, "federated", "auroc")
+    assert mean.low < mean.value < mean.high
+    told = " ".join(" ".join(Page(html(record)).words).split())
+    assert words.interval(mean) in told
+    assert words.interval(mean) in cards.model_card(record)
 
 
 def test_synthetic_data_are_called_so_in_every_output(tmp_path):
@@ -510,7 +529,7 @@ def test_hospitals_stand_in_one_order_everywhere(hospitals):
     assert labels_of(pictures.differences_svg(record), names) == drawn
     assert labels_of(pictures.split_svg(record), names) == drawn
     for table in (report.hospital_table(record), report.split_table(record)):
-        assert [row[0] for row in table.rows] == names
+        assert [row[0] for row in table.rows if row[0] != "mean of hospitals"] == names
 
 
 def test_what_is_not_defined_is_explained_wherever_it_shows():
