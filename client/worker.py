@@ -5,7 +5,7 @@ every compiled function.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,14 +84,14 @@ class Worker:
         held = self._hold(hospital, "train", prepared.task, request)
         trained = self._fit(hospital, prepared, held, request, state)
         vector = trained.shared - weights
+        parts = {"": vector}
         if "control" in request.arrays:
             rate = _rate(config, int(request.options["server-round"]))
-            vector = np.concatenate(
-                [vector, _new_control(state, request.arrays["control"], vector, trained.steps * rate)]
-            )
+            parts["control"] = _new_control(state, request.arrays["control"], vector, trained.steps * rate)
         state.update({"local": trained.local} if trained.local.size else {})
-        arrays, left = wire.encode_with_feedback(config.update, vector, state.get("residual"))
-        state.update({} if left is None else {"residual": left})
+        arrays = {
+            name: array for part, values in parts.items() for name, array in _encoded(part, values, config, state)
+        }
         statistics["train/loss"] = np.array([trained.loss, trained.steps], np.float64)
         return Reply(arrays, statistics, num_examples=held.rows)
 
@@ -123,7 +123,7 @@ class Worker:
     def _evaluate(self, hospital: Hospital, request: Request, state: State) -> Reply:
         prepared = self._prepare(request.config, request)
         return Reply(
-            statistics=self._judge(hospital, prepared, request, _kept(request, state)),
+            statistics=self._judge(hospital, prepared, request, state),
             num_examples=rows_of(hospital.test),
         )
 
@@ -132,7 +132,7 @@ class Worker:
         prepared = self._prepare(request.config, request)
         if not rows_of(hospital.test):
             return Reply()
-        ours, labels = self._predict(hospital, "test", prepared, request, _kept(request, state))
+        ours, labels = self._predict(hospital, "test", prepared, request, state)
         other = Request(request.run, {"weights": request.arrays["other"]}, _other_options(request.options))
         theirs, _ = self._predict(hospital, "test", self._prepare(request.config, other), other, {})
         return Reply(statistics=prefixed("compare", prepared.task.objective.compare(labels, ours, theirs)))
@@ -214,6 +214,15 @@ def _rate(config: RunConfig, number: int) -> float:
     return config.training.learning_rate * config.training.learning_rate_decay ** (number - 1)
 
 
+def _encoded(part: str, values: Vector, config: RunConfig, state: State) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the arrays of one part of an update by name; each is encoded apart, because one may be much larger than the other."""
+    prefix = f"{part}/" if part else ""
+    arrays, left = wire.encode_with_feedback(config.update, values, state.get(f"{prefix}residual"))
+    state.update({} if left is None else {f"{prefix}residual": left})
+    for name, array in arrays.items():
+        yield prefix + name, array
+
+
 def _new_control(state: State, control: Vector, delta: Vector, travelled: float) -> Vector:
     """Set the hospital's control variate by option II of SCAFFOLD (Karimireddy et al. 2020, algorithm 1, line 12); return its change."""
     change = -control - delta / np.float32(travelled)
@@ -235,11 +244,6 @@ def _forget(cache: dict[Any, Any]) -> None:
     """Drop the oldest entry of a full cache: comparators train one model a hospital, which no one asks about again."""
     while len(cache) >= MOST_MODELS:
         del cache[next(iter(cache))]
-
-
-def _kept(request: Request, state: State) -> State:
-    """Return the hospital's state where the model asked about has parts that stay here; another model has no use for them."""
-    return state if request.options["local-parts"] else {}
 
 
 def _other_options(options: Mapping[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:

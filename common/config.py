@@ -10,7 +10,7 @@ declare their own settings the same way, so that a new one needs no line here.
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -172,14 +172,19 @@ def parse(kind: type[T], table: Table, path: str = "") -> T:
     if not isinstance(table, Mapping):
         raise ConfigError(f"{path}: expected a table of settings, got {_named(table)}")
     known = _annotations(kind)
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"{_join(path, key)}: unknown key; {nearest(key, known)}")
+    check_keys(table, known, path)
     for item in fields(kind):  # type: ignore[arg-type]
         if item.name not in table and item.default is MISSING and item.default_factory is MISSING:
             raise ConfigError(f"{_join(path, item.name)}: this setting is required")
     values = {key: _convert(known[key], value, _join(path, key)) for key, value in table.items()}
     return kind(**values)
+
+
+def check_keys(table: Table, known: Collection[str], path: str = "") -> None:
+    """Raise `ConfigError` for a key that is not known; the message names the nearest one that is."""
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{_join(path, key)}: unknown key; {nearest(key, known)}")
 
 
 def loads(text: str, origin: str = "configuration") -> dict[str, Any]:

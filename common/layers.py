@@ -19,7 +19,7 @@ class MaxPool(keras.layers.MaxPooling2D):  # type: ignore[misc]
 
     def call(self, inputs: Any) -> Any:
         """Return the maxima; the tensor's height, width and channels are known while tracing."""
-        return _pool(inputs, self.pool_size[0])
+        return max_pool(inputs, self.pool_size[0])
 
 
 def plain(model: Any) -> Any:
@@ -34,7 +34,9 @@ def _plain(layer: Any) -> Any:
     return kind.from_config(layer.get_config())
 
 
-def _pool(x: Any, side: int) -> Any:
+def max_pool(x: Any, side: int) -> Any:
+    """Return the maxima of ``side`` x ``side`` squares of a tensor ``(n, height, width, channels)``, with the gradient of `MaxPool`."""
+
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def pool(x: Any) -> tuple[Any, Callable[[Any], Any]]:
         y = tf.nn.max_pool2d(x, side, side, "VALID")

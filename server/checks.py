@@ -39,11 +39,16 @@ def update_of(name: str, message: Message | None, size: int, plan: Plan, most_ex
     reply = reply_of(message, plan.config)
     if not 0 < reply.num_examples <= most_examples:
         raise UpdateRejected("count", f"num-examples: expected 1 to {most_examples}")
-    controls = plan.strategy.client.controls
-    vector = wire.CODECS[plan.config.update.codec].decode(reply.arrays, size * (2 if controls else 1))
-    _check_values(vector, plan.config.limits.update_norm)
+    codec, control = wire.CODECS[plan.config.update.codec], None
+    arrays = dict(reply.arrays)
+    if plan.strategy.client.controls:
+        control = codec.decode(messages.group("control", arrays), size)
+        _check_values(control, 0.0)
+        arrays = {name: array for name, array in arrays.items() if not name.startswith("control/")}
+    delta = codec.decode(arrays, size)
+    _check_values(delta, plan.config.limits.update_norm)
     _check_statistics(reply.statistics, plan.task)
-    return Update(name, vector[:size], reply.num_examples, vector[size:] if controls else None, reply.statistics)
+    return Update(name, delta, reply.num_examples, control, reply.statistics)
 
 
 def reply_of(message: Message | None, config: RunConfig) -> Reply:

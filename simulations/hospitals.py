@@ -39,9 +39,9 @@ def seat_for(worker: Worker, hospital: Hospital, faults: FaultsConfig = INTACT, 
         ).random(3)
         if chance[0] < faults.dropouts:
             return Message(Error(FAILED, "dropout"), reply_to=message)
-        if chance[1] < faults.stragglers:
-            return Message(Error(FAILED, "late"), reply_to=message)
         reply = answer()
+        if chance[1] < faults.stragglers:
+            return Message(Error(FAILED, "late"), reply_to=message)  # it has trained, and its own state has moved on
         return _with_nan(reply) if chance[2] < faults.nan_updates and reply.has_content() else reply
 
     return Seat(worker, hospital, around)

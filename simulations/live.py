@@ -35,7 +35,7 @@ class Live:
         self._quiet = quiet
         self._live = RichLive(console=self._console, refresh_per_second=8, transient=True)
         self._shows = self._console.is_terminal and not quiet
-        self._begun = self._told = time.monotonic()
+        self._first = self._told = time.monotonic()
         self._stage = self._title = ""
         self._total = 0
         self._rounds: list[RoundRecord] = []
@@ -59,7 +59,7 @@ class Live:
         return Watcher(self._on_stage, self._on_round)
 
     def _on_stage(self, name: str) -> None:
-        self._stage, self._begun, self._told = name, time.monotonic(), time.monotonic()
+        self._stage, self._told = name, time.monotonic()
         if self._shows:
             self._live.update(self._view())
         elif not self._quiet:
@@ -67,12 +67,13 @@ class Live:
 
     def _on_round(self, record: RoundRecord) -> None:
         self._rounds.append(record)
+        self._first = self._first if len(self._rounds) > 1 else time.monotonic()
         if self._shows:
             self._live.update(self._view())
         elif not self._quiet and time.monotonic() - self._told > SILENT_SECONDS:
             self._told = time.monotonic()
-            left = words.seconds(self._seconds_left())
-            self._print(f"round {record.round} of {self._total}, loss {words.number(record.train_loss)}, {left} left")
+            loss = words.number(record.train_loss)
+            self._print(f"round {record.round} of {self._total}, loss {loss}, {self._time_left()} left")
 
     def _print(self, text: str) -> None:
         # Text, because a name may hold what rich takes for markup; the terminal wraps what is too long.
@@ -85,12 +86,15 @@ class Live:
         last = self._rounds[-1]
         sent = sum(row.bytes_up + row.bytes_down for row in self._rounds)
         more = f"and {len(last.asked) - MOST_ROWS} more hospitals · " if len(last.asked) > MOST_ROWS else ""
-        below = Text(f"{more}{words.size(sent)} sent · {words.seconds(self._seconds_left())} left · {self._stage}")
+        below = Text(f"{more}{words.size(sent)} sent · {self._time_left()} left · {self._stage}")
         return Group(*title, self._round_table(last), below)
 
-    def _seconds_left(self) -> float:
-        """Return how long the rest of the rounds takes at the pace so far."""
-        return (self._total - self._rounds[-1].round) * (time.monotonic() - self._begun) / len(self._rounds)
+    def _time_left(self) -> str:
+        """Say how long the rest of the rounds takes at the pace so far; the first one also starts TensorFlow, and tells nothing."""
+        if len(self._rounds) < 2:
+            return words.DASH
+        pace = (time.monotonic() - self._first) / (len(self._rounds) - 1)
+        return words.seconds((self._total - self._rounds[-1].round) * pace)
 
     def _round_table(self, last: RoundRecord) -> Table:
         table = Table(box=box.SIMPLE_HEAD, title=f"round {last.round} of {self._total}", title_justify="left")

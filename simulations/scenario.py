@@ -5,12 +5,12 @@ A scenario file holds the settings of a run and one more table, ``[simulation]``
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from common.config import FRACTION, Range, RunConfig, as_table, dumps, loads, merge, parse
+from common.config import FRACTION, Range, RunConfig, as_table, check_keys, dumps, loads, merge, parse
 from common.errors import ConfigError, UsageError, nearest
 from common.tasks import read_run
 from simulations.datasets import dataset_of
@@ -111,6 +111,7 @@ def read(tables: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> Sc
         For an unknown key, a wrong type or range, or a contradiction; the message names the key.
     """
     merged = merge(tables, over or {})
+    check_keys(merged, ["simulation", *(item.name for item in fields(RunConfig))])
     simulation = merged.pop("simulation", None)
     if simulation is None:
         raise ConfigError(

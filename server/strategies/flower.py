@@ -1,7 +1,7 @@
 """Flower's own strategies: ``adapt`` makes one of them ours, and ``strategy.which`` names one on the command line.
 
 Only its aggregation is used: hospitals are drawn, asked and checked by our round loop. What a strategy assigns to its own attributes in a
-round (momentum, moments) is put into our state and given back in the next, so that a run resumes; the object passed in is never changed.
+round (momentum, moments), or changes in them, is put into our state and given back in the next, so that a run resumes; the object passed in is never changed.
 """
 
 import copy
@@ -70,7 +70,7 @@ def adapt(strategy: "flower_strategies.Strategy") -> Strategy:
                 raise ConfigError(f"strategy: Flower's {kind.__name__} cannot be used here: {reason}")
 
     def finish(state: State) -> Vector:
-        used = copy.copy(strategy)
+        used = copy.deepcopy(strategy)
         _restore(used, state)
         state["round"] = np.array(state["round"] + 1)
         with identity(1):
@@ -89,7 +89,8 @@ def init(weights: Vector, population: int) -> State:
 
 def hold(state: State, update: Update) -> None:
     """Keep the hospital's model and its count of patients until the round is closed."""
-    number = sum(name.startswith("model/") for name in state)
+    number = int(state.get("models", 0))
+    state["models"] = np.array(number + 1)
     state[f"model/{number}"] = state["weights"] + update.delta
     state[f"examples/{number}"] = np.array(update.num_examples, np.int64)
 
@@ -128,7 +129,7 @@ class _Nodes:
 def _replies(state: State) -> "Iterator[Message]":
     from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
-    for number in range(sum(name.startswith("model/") for name in state)):
+    for number in range(int(state.pop("models", 0))):
         arrays = ArrayRecord({"weights": _array(state.pop(f"model/{number}"))})
         metrics = MetricRecord({"num-examples": int(state.pop(f"examples/{number}"))})
         request = Message(RecordDict(), dst_node_id=number + 1, message_type=MessageType.TRAIN)
@@ -142,13 +143,27 @@ def _array(vector: Vector) -> Any:
 
 
 def _memory(used: object, pristine: object) -> State:
-    """Return, as named arrays, what the strategy assigned to its attributes: arrays, collections of them, or numbers."""
+    """Return, as named arrays, what the strategy keeps in its attributes that it did not start with: arrays, collections of them, or numbers."""
     memory: State = {}
     for name, value in vars(used).items():
-        if value is not getattr(pristine, name, None):
+        if not _same(value, getattr(pristine, name, None)):
             kind, items = _pack(name, value)
             memory |= {f"flower/{name}/{kind}/{key}": np.asarray(item) for key, item in items.items()}
     return memory
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Tell whether an attribute is what it was."""
+    if type(value) is not type(other):
+        return False
+    try:
+        (_, mine), (_, yours) = _pack("", value), _pack("", other)
+    except FedwardError:
+        if callable(value) or not hasattr(value, "__dict__"):
+            return bool(value == other)
+        mine, yours = vars(value), vars(other)
+        return mine.keys() == yours.keys() and all(_same(mine[key], yours[key]) for key in mine)
+    return mine.keys() == yours.keys() and all(np.array_equal(mine[key], yours[key]) for key in mine)
 
 
 def _pack(name: str, value: object) -> tuple[str, dict[str, Any]]:

@@ -20,7 +20,9 @@ Rule = Callable[[Vector], Vector]
 
 def hold(state: State, update: Update) -> None:
     """Keep an update, without a copy, until the round is closed."""
-    state[f"update/{sum(map(_is_update, state))}"] = update.delta
+    number = int(state.get("updates", 0))
+    state["updates"] = np.array(number + 1)
+    state[f"update/{number}"] = update.delta
 
 
 def release(state: State, minimum: int) -> list[Vector]:
@@ -31,7 +33,7 @@ def release(state: State, minimum: int) -> list[Vector]:
     QuorumError
         When there are fewer than ``minimum``.
     """
-    updates = [state.pop(name) for name in list(filter(_is_update, state))]
+    updates = [state.pop(f"update/{number}") for number in range(int(state.pop("updates", 0)))]
     if len(updates) < minimum:
         raise QuorumError(
             f"the strategy needs at least {minimum} updates in a round with these settings, and {len(updates)} came"
@@ -61,7 +63,3 @@ def by_coordinate(updates: Sequence[Vector], rule: Rule) -> Vector:
     with ThreadPoolExecutor(cores) as pool:
         list(pool.map(fill, range(cores)))
     return result
-
-
-def _is_update(name: str) -> bool:
-    return name.startswith("update/")

@@ -322,3 +322,16 @@ def test_pneumonia_shift_moves_the_picture_and_repeats_its_edge():
 def test_pneumonia_refuses_images_of_another_type_or_size(image):
     with pytest.raises(DataError, match="image: expected bytes"):
         task_named("pneumonia").encode({"image": image}, {})
+
+
+def test_brightness_moves_all_pixels_of_an_image_alike_and_no_further_than_it_may():
+    import tensorflow as tf
+
+    task = parse(TASKS["pneumonia"], {"shift": 0, "brightness": 0.1}).build()
+    grey = np.full((64, 28, 28, 1), 128, np.uint8)
+    moved = task.augment(tf.constant(grey), tf.constant([1, 2])).numpy().astype(int) - 128
+    by_image = moved.reshape(len(grey), -1)
+    assert (by_image == by_image[:, :1]).all()
+    assert np.abs(by_image).max() <= 26
+    assert by_image[:, 0].min() < -5
+    assert by_image[:, 0].max() > 5

@@ -168,6 +168,30 @@ def test_a_users_own_strategy_keeps_its_memory_in_our_state():
     np.testing.assert_array_equal(state["flower/last/array/"], [3, 3, 3])
 
 
+class Summing(flower.FedAvg):
+    """A user's own, whose array changes in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.sum = np.zeros(3)
+
+    def aggregate_train(self, server_round, replies):
+        self.sum += server_round
+        return super().aggregate_train(server_round, replies)
+
+
+def test_what_changes_in_place_is_kept_too_and_not_in_the_users_object():
+    own = Summing()
+    strategy = adapt(own)
+    state = strategy.init(WEIGHTS, HOSPITALS)
+    for seed in range(3):
+        for update in updates(seed):
+            strategy.accumulate(state, update)
+        strategy.finish(state)
+    np.testing.assert_array_equal(state["flower/sum/array/"], [6, 6, 6])
+    np.testing.assert_array_equal(own.sum, np.zeros(3))
+
+
 class Remembering(flower.FedAvg):
     """A user's own, with a memory that no checkpoint can hold."""
 
