@@ -6,7 +6,7 @@ One JSON object a line. ``previous`` is the SHA-256 of the bytes of the line bef
      "fields":{"kind":"train","round":3,"code":"min_records"},"previous":"5f0c...","sha256":"91ab..."}
 
 Whoever can write the file could still rewrite all of it from some line on, or cut off its end. Against the first every so many lines one is a checkpoint, signed
-with the site's key; against both the coordinator keeps what `AuditLog.checkpoint` returned, and `verify` compares.
+with the site's key; against both every answer carries what `AuditLog.checkpoint` returned, the coordinator keeps it, and `common.chain.verify` compares.
 
 A line never holds a patient's value: `EVENTS` says which fields an event has, and `FIELDS` what each may be. A text that is of another form, as a hostile
 coordinator may send, is written as ``?``.
@@ -14,30 +14,29 @@ coordinator may send, is written as ``?``.
 
 import errno
 import fcntl
-import hashlib
 import json
 import math
 import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, Self
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common import chain
+from common.chain import EVERY, ORIGIN, Break, Line
 from common.errors import DataError, FedwardError, UsageError
 
-EVERY = 1000
-"""Each line with a number that this divides is a signed checkpoint."""
 DAY = 86_400.0
-ORIGIN = "0" * 64
-"""What the first line has for the line before it."""
+LONGEST = 3600.0
+"""Seconds that a training counts with at most when the process died in it: nobody knows how long it was off afterwards."""
+MOST_MESSAGES, MOST_RUNS = 100_000, 10_000
+"""How many messages, and of how many runs the last round, are remembered, the newest of them, also after a restart."""
 
 Value = str | int | float
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -83,30 +82,6 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
 }
 """What is written down, and with which fields; none of them is required."""
 
-How = Literal["altered", "missing", "out of order", "torn tail"]
-
-
-@dataclass(frozen=True)
-class Break:
-    """The first line that is not as it was written: its number from 1, how it is broken, and in words."""
-
-    line: int
-    how: How
-    text: str
-
-    def __str__(self) -> str:
-        return f"line {self.line}: {self.how}: {self.text}"
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A line that fits those before it, and where it ends in the file."""
-
-    number: int
-    digest: str
-    end: int
-    content: Mapping[str, Any] = field(repr=False)
-
 
 class AuditLog:
     """The log of a running site: the only writer of its file while it is open. Used as a context, or closed.
@@ -125,11 +100,11 @@ class AuditLog:
         self._path, self._key, self._every = path, key, every
         self._lock = threading.Lock()
         self._sequence, self._digest, self._size = 0, ORIGIN, 0
-        self._trained: list[tuple[float, int, float]] = []
+        self._memory = _Memory()
         self._file = _open(path)
         try:
             self._read()
-        except BaseException:
+        except BaseException:  # whatever ends it, Ctrl-C too, the lock may not outlast it
             os.close(self._file)
             raise
 
@@ -168,20 +143,28 @@ class AuditLog:
         with self._lock:
             return self._signed()
 
+    def seen(self, message: str) -> bool:
+        """Tell whether a message of this name came before; one whose name is none counts as every other of that kind."""
+        return _short("message", message) in self._memory.messages
+
+    def last_round(self, run: str) -> int:
+        """Return the newest round of a run that training was allowed for; 0 for none."""
+        return self._memory.rounds.get(run, 0)
+
     def trained(self, seconds: float = DAY) -> tuple[int, float]:
         """Return how many rounds were trained in the last so many seconds, of all runs, and for how many seconds.
 
-        Events of the future count too, so that a clock that is set back frees nothing.
+        Training that failed counts, and so does one during which the process died. Events of the future count too, so that a clock that is set back frees nothing.
         """
         since = time.time() - seconds
-        recent = [entry for entry in list(self._trained) if entry[0] >= since]
+        recent = [entry for entry in self._memory.spent() if entry[0] >= since]
         return sum(rounds for _, rounds, _ in recent), sum(lasted for _, _, lasted in recent)
 
     def _read(self) -> None:
         """Follow the file to its end; repair a torn tail."""
         torn = False
         with self._path.open("rb") as file:
-            for line in _follow(file):
+            for line in chain.follow(file):
                 if isinstance(line, Break):
                     torn = line.how == "torn tail"
                     if not torn:
@@ -193,13 +176,9 @@ class AuditLog:
         if torn:
             self._repair()
 
-    def _accept(self, line: _Line) -> None:
+    def _accept(self, line: Line) -> None:
         self._sequence, self._digest, self._size = line.number, line.digest, line.end
-        fields = line.content["fields"]
-        if line.content["event"] == "trained":
-            when = datetime.fromisoformat(line.content["time"]).timestamp()
-            self._trained.append((when, fields.get("rounds", 1) or 0, fields.get("seconds") or 0.0))
-            self._trained = [entry for entry in self._trained if entry[0] >= time.time() - DAY]
+        self._memory.note(line.content)
 
     def _repair(self) -> None:
         """Keep the bytes of a torn line in a file of their own before they are cut off here."""
@@ -216,7 +195,7 @@ class AuditLog:
             os.ftruncate(self._file, self._size)
         except OSError as error:
             raise _unwritten(self._path, error) from None
-        self.append("torn", {"bytes": len(rest), "sha256": hashlib.sha256(rest).hexdigest()})
+        self.append("torn", {"bytes": len(rest), "sha256": chain.sha256(rest)})
 
     def _write(self, event: str, fields: Mapping[str, Value | None]) -> None:
         content = {
@@ -227,9 +206,9 @@ class AuditLog:
             "fields": fields,
             "previous": self._digest,
         }
-        line = _sealed(json.dumps(content, separators=(",", ":"), allow_nan=False).encode()[:-1])
+        line = chain.sealed(json.dumps(content, separators=(",", ":"), allow_nan=False).encode()[:-1])
         self._store(line + b"\n")
-        self._accept(_Line(self._sequence + 1, _sha256(line), self._size + len(line) + 1, content))
+        self._accept(Line(self._sequence + 1, chain.sha256(line), self._size + len(line) + 1, content))
 
     def _store(self, data: bytes) -> None:
         try:
@@ -246,147 +225,63 @@ class AuditLog:
             raise _unwritten(self._path, error) from None
 
     def _signed(self) -> dict[str, Value]:
-        signature = self._key.sign(_statement(self._sequence, self._digest)).hex()
+        signature = self._key.sign(chain.statement(self._sequence, self._digest)).hex()
         return {"sequence": self._sequence, "sha256": self._digest, "signature": signature}
 
 
-def verify(
-    path: Path, public_key: Ed25519PublicKey, known: Iterable[Mapping[str, Any]] = (), every: int = EVERY
-) -> Break | None:
-    """Return the first broken line of a log, or None. ``known`` are checkpoints that the coordinator holds.
+class _Memory:
+    """What the lines so far tell of messages, runs and training; lines that were read at the start and those written since count alike."""
 
-    Lines after the last checkpoint, within the file or held by the coordinator, are as good as whoever could write the file: they may have been rewritten together, or
-    cut off. Where a checkpoint does not fit, some line since the one before it was altered, and the first of those is named.
+    def __init__(self) -> None:
+        self.messages: dict[str, None] = {}
+        self.rounds: dict[str, int] = {}
+        self._spent: list[tuple[float, int, float]] = []
+        self._begun: Mapping[str, Any] | None = None
 
-    Raises
-    ------
-    DataError
-        When the file can not be read, or a checkpoint in ``known`` was not signed by this site.
-    """
-    held = _held(known, public_key)
-    last = told = signed = 0
-    try:
-        with path.open("rb") as file:
-            for line in _follow(file):
-                if isinstance(line, Break):
-                    return (
-                        line
-                        if line.how != "torn tail" or line.line > max(held, default=0)
-                        else _cut_off(line.line, held)
-                    )
-                last = line.number
-                if held.get(last, {line.digest}) != {line.digest}:
-                    return _rewritten(told + 1, last, "that the coordinator holds a checkpoint of")
-                if not _signed_where_due(line, public_key, every):
-                    return _rewritten(max(told, signed) + 1, last, "that the site's key signed")
-                told = last if last in held else told
-                # What it signs; the rest of its own line is as good as the next checkpoint.
-                signed = last - 1 if last % every == 0 else signed
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return _cut_off(last + 1, held) if last < max(held, default=0) else None
+    def spent(self) -> list[tuple[float, int, float]]:
+        """Return when, for how many rounds and how many seconds there was training, with one that is under way."""
+        return self._spent if self._begun is None else [*self._spent, (_when(self._begun), 1, 0.0)]
 
+    def note(self, content: Mapping[str, Any]) -> None:
+        """Take in one line."""
+        event, fields = content["event"], content["fields"]
+        if "message" in fields:
+            _remember(self.messages, fields["message"], None, MOST_MESSAGES)
+        if event == "allowed" and fields.get("kind") == "train":
+            self._end(0.0)  # the end of the one before could not be written
+            self._begun = content
+            _remember(self.rounds, fields.get("run", "?"), fields.get("round") or 0, MOST_RUNS)
+        elif event == "trained":
+            self._begun = None
+            self._spend(_when(content), fields.get("rounds", 1) or 0, fields.get("seconds") or 0.0)
+        elif event == "refused":
+            self._begun = None  # by the worker, before it trained
+        elif event == "failed" and self._begun:
+            self._end(content["monotonic"] - self._begun["monotonic"])
+        elif event == "started" and self._begun:
+            self._end(min(max(_when(content) - _when(self._begun), 0.0), LONGEST))
 
-def is_signed(checkpoint: Mapping[str, Any], public_key: Ed25519PublicKey) -> bool:
-    """Tell whether a checkpoint, which may come from anyone, was signed by the site with this key."""
-    try:
-        number, digest = checkpoint["sequence"], checkpoint["sha256"]
-        public_key.verify(bytes.fromhex(checkpoint["signature"]), _statement(number, digest))
-    except (KeyError, TypeError, ValueError, InvalidSignature):
-        return False
-    return type(number) is int and number >= 0 and isinstance(digest, str)
+    def _end(self, seconds: float) -> None:
+        """Count a training that came to no good end."""
+        if self._begun:
+            self._spend(_when(self._begun), 1, seconds)
+            self._begun = None
+
+    def _spend(self, when: float, rounds: int, seconds: float) -> None:
+        since = time.time() - DAY
+        self._spent = [*(entry for entry in self._spent if entry[0] >= since), (when, rounds, seconds)]
 
 
-def _held(known: Iterable[Mapping[str, Any]], public_key: Ed25519PublicKey) -> dict[int, set[str]]:
-    held: dict[int, set[str]] = {}
-    for number, checkpoint in enumerate(known, 1):
-        if not is_signed(checkpoint, public_key):
-            raise DataError(f"checkpoint {number} of those given was not signed with this site's key")
-        held.setdefault(checkpoint["sequence"], set()).add(checkpoint["sha256"])
-    held.pop(0, None)
-    return held
+def _when(content: Mapping[str, Any]) -> float:
+    return datetime.fromisoformat(content["time"]).timestamp()
 
 
-def _signed_where_due(line: _Line, public_key: Ed25519PublicKey, every: int) -> bool:
-    """Tell whether a line is a checkpoint of the line before it if, and only if, one is due."""
-    event, fields = line.content["event"], line.content["fields"]
-    if event != "checkpoint" or line.number % every:
-        return event != "checkpoint" and line.number % every != 0
-    about = (fields.get("sequence"), fields.get("sha256"))
-    return about == (line.number - 1, line.content["previous"]) and is_signed(fields, public_key)
-
-
-def _rewritten(first: int, last: int, which: str) -> Break:
-    lines = f"lines {first} to {last}" if first < last else f"line {first}"
-    return Break(first, "altered", f"{lines} as they stand are not those {which}")
-
-
-def _cut_off(line: int, held: Mapping[int, set[str]]) -> Break:
-    return Break(line, "missing", f"the log ends before it, and the coordinator holds a checkpoint of line {max(held)}")
-
-
-def _follow(file: BinaryIO) -> Iterator[_Line | Break]:
-    """Yield every line up to the first broken one, and that one as a `Break`."""
-    previous, end = ORIGIN, 0
-    for number, raw in enumerate(file, 1):
-        if not raw.endswith(b"\n"):
-            yield Break(number, "torn tail", f"{len(raw)} bytes of a line that was not written to its end")
-            return
-        line = raw[:-1]
-        content = _parsed(line)
-        if content is None:
-            yield Break(number, "altered", "its bytes are not those that were written")
-            return
-        if content["sequence"] != number:
-            yield _displaced(file, number, content["sequence"])
-            return
-        if content["previous"] != previous:
-            # Its own bytes are whole, so it is the line before that was written anew.
-            before = max(number - 1, 1)
-            yield Break(before, "altered", f"line {number} was written after another line {number - 1}")
-            return
-        previous, end = _sha256(line), end + len(raw)
-        yield _Line(number, previous, end, content)
-
-
-def _displaced(file: BinaryIO, expected: int, found: int) -> Break:
-    """Tell a line that was moved or repeated from one that was taken out, by looking for it in the rest."""
-    later = (_parsed(raw.rstrip(b"\n")) for raw in file)
-    if found < expected or any(content and content["sequence"] == expected for content in later):
-        return Break(expected, "out of order", f"line {found} stands in its place")
-    return Break(expected, "missing", f"line {found} follows line {expected - 1}")
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """Read a line whose bytes are those that were written, else None."""
-    body, mark, _ = line.rpartition(b',"sha256":"')
-    if not mark or _sealed(body) != line:
-        return None
-    try:
-        content = json.loads(line)
-        fits = (
-            type(content["sequence"]) is int
-            and isinstance(content["previous"], str)
-            and isinstance(content["event"], str)
-            and isinstance(content["fields"], dict)
-            and datetime.fromisoformat(content["time"]).tzinfo is not None
-        )
-    except (ValueError, KeyError, TypeError):
-        return None
-    return content if fits else None
-
-
-def _sealed(body: bytes) -> bytes:
-    """Close a line with the digest of what stands before it."""
-    return body + b',"sha256":"' + _sha256(body).encode() + b'"}'
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _statement(sequence: int, digest: str) -> bytes:
-    return f"fedward audit checkpoint 1\n{sequence} {digest}".encode()
+def _remember(memory: dict[str, Any], name: str, value: object, most: int) -> None:
+    """Note something as the newest of at most so many."""
+    memory.pop(name, None)
+    memory[name] = value
+    if len(memory) > most:
+        del memory[next(iter(memory))]
 
 
 def _checked(event: str, fields: Mapping[str, Value]) -> dict[str, Value | None]:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,37 +17,36 @@ from client.hospital import Hospital
 from client.policy import Asked, SitePolicy
 from client.stub import BUNDLE
 from client.suppression import suppress
-from common import flower, messages
+from common import chain, flower, messages
 from common.errors import FedwardError, PolicyRefused, UpdateRejected
-from common.messages import TRAIN, Reply, Request
+from common.messages import EVALUATE, TRAIN, Reply, Request
 from common.tasks.task import rows_of
-
-MOST_SEEN = 100_000
-"""Messages that are remembered, so that none is answered twice."""
 
 
 @dataclass
 class Gate:
-    """Answers messages for one hospital: in front of the worker, and with the last word. The policy's file is read anew when it changes."""
+    """Answers messages for one hospital: in front of the worker, and with the last word. The policy's file is read anew when it changes.
+
+    What it remembers of messages, rounds and training is in the audit log alone, so that a restart forgets nothing.
+    """
 
     hospital: Hospital
     worker: Node
     policy: Path
     audit: AuditLog
     coordinator: str
-    _seen: dict[str, None] = field(default_factory=dict)
-    _rounds: dict[int, int] = field(default_factory=dict)
     _read: tuple[int, SitePolicy] | None = None
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer, or raise what keeps the hospital from it; the audit log has every case."""
         who = _identity(message)
+        again = self.audit.seen(message.metadata.message_id)
         try:
             request = messages.unpack_request(message.content)
             asked = self._asked(message, context, request)
             who |= _progress(request)
             self.audit.append("asked", who | _facts(asked))
-            self._check_fresh(message, request)
+            self._check_fresh(message, request, again)
             policy.permits(self._policy(), asked)
             self.audit.append("allowed", who)
             return self._answer(message, context, who)
@@ -65,7 +64,10 @@ class Gate:
             self.audit.append("trained", {**who, "rounds": 1, "seconds": round(time.monotonic() - begun, 3)})
         answer = messages.unpack_reply(reply.content)
         kept = suppress(answer.statistics, self._policy())
-        reply.content = messages.pack_reply(Reply(answer.arrays, kept, answer.num_examples, answer.texts))
+        # How many test patients there are is told with their figures or not at all.
+        withheld = message.metadata.message_type == EVALUATE and not messages.group("test", kept)
+        examples = 0 if withheld else answer.num_examples
+        reply.content = messages.pack_reply(Reply(answer.arrays, kept, examples, answer.texts))
         content = flower.content_bytes(reply.content)
         sent: dict[str, str | int | float] = {
             "sha256": hashlib.sha256(content).hexdigest(),
@@ -73,21 +75,18 @@ class Gate:
             "norm": _norm(answer),
         }
         self.audit.append("sent", {**sent, **who})
+        # After the line on this very answer, so that the log promises it too; the digest in that line is of the answer without this.
+        reply.content.config_records["config"][chain.CHECKPOINT] = chain.checkpoint_text(self.audit.checkpoint())
         return reply
 
-    def _check_fresh(self, message: Message, request: Request) -> None:
-        """Refuse what was answered before, and a round before the last one."""
-        name, run = message.metadata.message_id, message.metadata.run_id
-        if name in self._seen:
+    def _check_fresh(self, message: Message, request: Request, again: bool) -> None:
+        """Refuse what was answered before, and a round before the last one that the run was allowed; a run that was resumed is another run to Flower."""
+        if again:
             raise PolicyRefused("this message was answered before; it is ignored", "replay")
-        self._seen[name] = None
-        if len(self._seen) > MOST_SEEN:
-            del self._seen[next(iter(self._seen))]
         if message.metadata.message_type == TRAIN:
-            number = int(request.options["server-round"])
-            if number < self._rounds.get(run, 0):
-                raise PolicyRefused(f"round {number} came after round {self._rounds[run]} of the same run", "stale")
-            self._rounds[run] = number
+            number, last = int(request.options["server-round"]), self.audit.last_round(str(message.metadata.run_id))
+            if number < last:
+                raise PolicyRefused(f"round {number} came after round {last} of the same run", "stale")
 
     def _policy(self) -> SitePolicy:
         changed = self.policy.stat().st_mtime_ns

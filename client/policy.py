@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from common import keys
-from common.config import POSITIVE, Choice, Range, RunConfig, as_table, describe, dumps, loads, merge, parse
+from common.config import POSITIVE, Choice, Range, RunConfig, as_table, assign, describe, dumps, loads, merge, parse
 from common.errors import ConfigError, DataError, PolicyRefused, nearest
 
 COUNT, TASK, COMPARED = "count", "task", "compare"
@@ -50,6 +50,9 @@ class Site:
     name: Annotated[str, "name of the hospital, under which it is admitted"]
     task: Annotated[str, "task that the data is prepared for"]
     data: Annotated[str, "file or folder with the patients; it never leaves"]
+    stub_group: Annotated[
+        str, "group that may reach the worker's socket, where the stub runs as another user; empty for nobody"
+    ] = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -77,12 +80,19 @@ class Allow:
         int, Range(1, 1000), "smallest count of patients that a statistic may show; smaller ones are suppressed"
     ] = 5
     metrics: Annotated[bool, "whether sums over this hospital's own test patients and its training loss leave"] = False
+    settings: Annotated[
+        Names,
+        "values that settings of a run may have, one a text, such as 'task.hidden=32', 'task.hidden=8..64', or 'task.hidden=*' for any; a setting that is named here may have no other, "
+        "and the task's own settings that are not named keep their defaults",
+    ] = NOBODY
 
     def __post_init__(self) -> None:
         for key in ("bundles", "coordinators"):
             for value in getattr(self, key):
                 if not _SHA256.fullmatch(_bare(value)):
                     raise ConfigError(f"allow.{key}: expected SHA-256 as 64 hexadecimal digits, got {shown(value)}")
+        for word in self.settings:
+            _check_setting(word)
         for name in self.statistics:
             if name not in STATISTICS_PARTS:
                 raise ConfigError(f"allow.statistics: unknown part {name!r}; {nearest(name, STATISTICS_PARTS)}")
@@ -216,7 +226,7 @@ def template(name: str, task: str, data: str) -> str:
     policy = default_policy(name, task, data)
     lines = [
         "# What this hospital allows. Nothing that a coordinator sends can change it.",
-        "# Changes count from the next message on; memory_mb and threads from the next 'fedward hospital start' on.",
+        "# Changes count from the next message on; stub_group, memory_mb and threads from the next 'fedward hospital start' on.",
     ]
     for section in fields(SitePolicy):
         part = getattr(policy, section.name)
@@ -296,6 +306,13 @@ def rules() -> tuple[Rule, ...]:
         Rule("kind", "", (), "a message of another kind", lambda _, asked: _kind(asked, kinds)),
         Rule("task", "allow.tasks", (), "a task that is not named, or not the one of the run's settings", _task),
         Rule(
+            "settings",
+            "allow.settings",
+            (),
+            "another value of a setting that is named, or of one of the task's own than its default",
+            _settings,
+        ),
+        Rule(
             "cohort", "allow.cohort", (), "a federation with a hospital that is not named, or of unnamed ones", _cohort
         ),
         Rule("min_cohort", "limits.min_cohort", (), "a federation of fewer hospitals", _min_cohort),
@@ -369,6 +386,78 @@ def _task(policy: SitePolicy, asked: Asked) -> str:
     if asked.task != asked.config.task:
         return "the request and the run's settings name different tasks, this hospital allows one"
     return _named("the task", [asked.task.name], policy.allow.tasks)
+
+
+def _settings(policy: SitePolicy, asked: Asked) -> str:
+    named: dict[str, list[str]] = {}
+    for word in policy.allow.settings:
+        key, _, text = word.partition("=")
+        named.setdefault(key, []).append(text)
+    defaults = _defaults(asked.task.name)
+    for key, value in (defaults | _flat(as_table(asked.config))).items():
+        good = [*named.get(key, ())]
+        if good and not any(_fits(text, value) for text in good):
+            return f"the run asks for the setting {shown(key)} at {shown(str(value))}, this hospital allows {', '.join(good)}"
+        if not good and key.startswith("task.") and key != "task.name" and not _same(value, defaults.get(key)):
+            return f"the run asks for the setting {shown(key)} at {shown(str(value))}, this hospital allows its default"
+    return ""
+
+
+def _defaults(task: str) -> dict[str, Any]:
+    """Return the settings of a task's own as they are where a run does not give them."""
+    from common.tasks import TASKS
+
+    return _flat({"task": as_table(TASKS[task]())}) if task in TASKS else {}
+
+
+def _flat(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return nested tables as one, by dotted keys.
+
+    >>> _flat({"rounds": 3, "task": {"name": "heart"}})
+    {'rounds': 3, 'task.name': 'heart'}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return flat
+
+
+def _check_setting(word: str) -> None:
+    """Refuse what names no setting: a misspelt one would be a rule that never counts."""
+    key, equals, text = word.partition("=")
+    known = [name for name, _, _ in describe(RunConfig)]
+    if not equals or not text or (key not in known and not re.fullmatch(r"(task|strategy)\.\w+", key)):
+        raise ConfigError(
+            f"allow.settings: expected a setting of a run and a value, such as 'task.hidden=32', got {shown(word)}"
+        )
+    if ".." in text and _bounds(text) is None:
+        raise ConfigError(f"allow.settings: {key}: expected two numbers, such as 8..64, got {shown(text)}")
+
+
+def _bounds(text: str) -> Range | None:
+    """Return the range that a text such as ``8..64`` is; None for any other text."""
+    low, dots, high = text.partition("..")
+    try:
+        return Range(float(low), float(high)) if dots else None
+    except ValueError:
+        return None
+
+
+def _fits(text: str, value: Any) -> bool:
+    """Tell whether a value is the one that a text stands for, or in its range; ``*`` stands for any.
+
+    >>> _fits("8..64", 16), _fits("16", 16), _fits("mlp", "mlp"), _fits("1", True)
+    (True, True, True, False)
+    """
+    bounds = _bounds(text)
+    if bounds is None:
+        return text == "*" or _same(value, assign([f"value={text}"])["value"])
+    return isinstance(value, int | float) and not isinstance(value, bool) and value in bounds
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Tell equal values that are not a truth value and a number."""
+    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
 def _cohort(policy: SitePolicy, asked: Asked) -> str:

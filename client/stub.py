@@ -7,6 +7,7 @@ run is not executed: the worker is told its hash, and a run of code that the hos
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 BUNDLE = "bundle"
 """Under this name the worker is told the hash of the bundle that came with the run; its policy decides."""
+
+MOST_BUNDLES, MOST_BYTES = 16, 64 << 20
+"""How many bundles are kept to be looked at, and how many bytes of them, the newest; whoever runs a federation may send as many as it likes."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,12 +54,27 @@ def answer(received: Received, worker: Path, bundles: Path) -> "Message":
 
 
 def keep(bundle: Bundle, bundles: Path) -> None:
-    """Keep a bundle that was not seen before, to be looked at; all of it or nothing."""
+    """Keep a bundle that was not seen before, to be looked at; all of it or nothing. The oldest make room: one that is approved is not needed here."""
     path = bundles / f"{bundle.sha256}.fab"
     if not path.exists():
+        _make_room(bundles, len(bundle.content))
         part = path.with_suffix(".part")
         part.write_bytes(bundle.content)
         part.replace(path)
+
+
+def _make_room(bundles: Path, size: int) -> None:
+    """Remove the oldest bundles until one of so many bytes fits in."""
+    if size > MOST_BYTES:
+        raise FedwardError(f"a bundle of {size} bytes came with a run, and {MOST_BYTES} is the most that is kept")
+    for part in bundles.glob("*.part"):
+        part.unlink()  # a crash left it
+    kept = sorted((file.stat().st_mtime_ns, file.stat().st_size, file) for file in bundles.glob("*.fab"))
+    total = sum(each for _, each, _ in kept)
+    while kept and (len(kept) >= MOST_BUNDLES or total + size > MOST_BYTES):
+        _, least, oldest = kept.pop(0)
+        oldest.unlink()
+        total -= least
 
 
 def main() -> None:
@@ -65,7 +84,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     address, secret, worker, bundles = sys.argv[1:]
-    serve(Tasks(address, Path(secret).read_bytes(), deployment.CLIENT), Path(worker), Path(bundles))
+    # Flower's way to end a process whose task is no more, as after its node was killed; this one is started again.
+    with suppress(KeyboardInterrupt):
+        serve(Tasks(address, Path(secret).read_bytes(), deployment.CLIENT), Path(worker), Path(bundles))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,7 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client import audit
-from client.audit import EVENTS, FIELDS, ORIGIN, AuditLog, is_signed, verify
+from client.audit import EVENTS, FIELDS, LONGEST, AuditLog
+from common import chain
+from common.chain import ORIGIN, checkpoint_from, checkpoint_text, is_signed, verify
 from common.errors import DataError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -77,9 +81,9 @@ def rewritten(data, begin, key=None, change=lambda content: content["fields"].up
         if content["event"] == "checkpoint" and number > begin:
             content["fields"]["sha256"] = previous
             if key:
-                content["fields"]["signature"] = key.sign(audit._statement(number - 1, previous)).hex()
-        lines.append(audit._sealed(json.dumps(content, separators=(",", ":")).encode()[:-1]))
-        previous = audit._sha256(lines[-1])
+                content["fields"]["signature"] = key.sign(chain.statement(number - 1, previous)).hex()
+        lines.append(chain.sealed(json.dumps(content, separators=(",", ":")).encode()[:-1]))
+        previous = chain.sha256(lines[-1])
     return b"\n".join(lines) + b"\n"
 
 
@@ -105,7 +109,7 @@ class TestWriting:
         assert begun - 1 < when.timestamp() < time.time() + 1
         assert content["time"].endswith("Z")
         assert ticks - 1 < content["monotonic"] < time.monotonic() + 1
-        assert json.loads(second)["previous"] == audit._sha256(first)
+        assert json.loads(second)["previous"] == chain.sha256(first)
         assert json.loads(second)["fields"] == {}
 
     def test_it_goes_on_where_it_ended(self, tmp_path, written):
@@ -229,6 +233,7 @@ class TestTwoWriters:
 
 
 class TestEdits:
+    @pytest.mark.fault(9, passes_when="a byte of the audit log turned is found at its line")
     def test_any_byte_of_any_line_turned_is_found_at_its_line(self, written, check):
         for place in range(len(written)):
             turned = written[place] ^ (1 << place % 8)
@@ -306,10 +311,9 @@ class TestCheckpoints:
     def held(self, written, *numbers):
         """Return what a coordinator holds that asked after each of these lines."""
         lines = written.splitlines()
-        digests = {number: audit._sha256(lines[number - 1]) for number in numbers}
+        digests = {number: chain.sha256(lines[number - 1]) for number in numbers}
         return [
-            {"sequence": n, "sha256": d, "signature": KEY.sign(audit._statement(n, d)).hex()}
-            for n, d in digests.items()
+            {"sequence": n, "sha256": d, "signature": KEY.sign(chain.statement(n, d)).hex()} for n, d in digests.items()
         ]
 
     def test_a_log_gives_what_verify_takes(self, tmp_path):
@@ -322,6 +326,16 @@ class TestCheckpoints:
         assert known[0]["sequence"] == 0
         assert all(is_signed(each, PUBLIC) for each in known)
         assert verify(path, PUBLIC, known, FEW) is None
+
+    def test_one_travels_as_a_text(self, tmp_path):
+        with AuditLog(tmp_path / "audit.jsonl", KEY) as log:
+            log.append("started")
+            given = log.checkpoint()
+        text = checkpoint_text(given)
+        assert checkpoint_from(text) == given
+        assert is_signed(checkpoint_from(text), PUBLIC)
+        for bad in (None, 3, "", text + "\n", text.upper(), text[1:], "-" + text, "9" * 19 + text[1:], text.encode()):
+            assert checkpoint_from(bad) is None
 
     @pytest.mark.parametrize("kept", range(LINES))
     def test_a_tail_cut_off_is_noticed(self, written, check, kept):
@@ -363,9 +377,10 @@ class TestCheckpoints:
         assert broken(check(path.read_bytes())) == (1, "altered")
         assert broken(check(written, every=1000)) == (1, "altered")
 
+    @pytest.mark.fault(9, passes_when="a checkpoint signed by another key counts for nothing")
     def test_a_checkpoint_that_someone_else_signed_counts_for_nothing(self, written, check):
         good = self.held(written, 3)[0]
-        other = Ed25519PrivateKey.generate().sign(audit._statement(3, good["sha256"])).hex()
+        other = Ed25519PrivateKey.generate().sign(chain.statement(3, good["sha256"])).hex()
         for bad in (
             {**good, "signature": other},
             {**good, "sequence": 4},
@@ -391,6 +406,7 @@ class TestCheckpoints:
 
 
 class TestTornTail:
+    @pytest.mark.fault(4, passes_when="the audit log, cut at every byte: it opens, its last whole line intact")
     def test_truncated_at_every_byte_it_opens_with_the_last_whole_line_intact(self, tmp_path, monkeypatch):
         # Whether it is on disk is tested above, and would take most of the time here.
         monkeypatch.setattr(os, "fsync", lambda _: None)
@@ -415,11 +431,12 @@ class TestTornTail:
             if rest:
                 assert aside.read_bytes() == rest + b"\n"
                 assert stat.S_IMODE(aside.stat().st_mode) == 0o600
-                assert torn == [{"bytes": len(rest), "sha256": audit._sha256(rest)}]
+                assert torn == [{"bytes": len(rest), "sha256": chain.sha256(rest)}]
             else:
                 assert not aside.exists()
                 assert torn == []
 
+    @pytest.mark.fault(4, passes_when="what was torn off is kept beside it")
     def test_a_second_tear_does_not_overwrite_the_first(self, tmp_path):
         path = tmp_path / "audit.jsonl"
         for tail in (b'{"sequence":1,"ti', b"\x00\x00"):
@@ -430,6 +447,7 @@ class TestTornTail:
         assert verify(path, PUBLIC) is None
 
     @pytest.mark.parametrize("number", range(1, LINES + 1))
+    @pytest.mark.fault(4, passes_when="a damaged line of the audit log is named")
     def test_a_damaged_line_is_named_and_the_log_left_as_it_is(self, tmp_path, written, number):
         path = tmp_path / "audit.jsonl"
         lines = written.splitlines(keepends=True)
@@ -566,6 +584,97 @@ class TestTrained:
             assert log.trained() == (0, 0.0)
             monkeypatch.setattr(audit.time, "time", lambda: now - 1_000_000)
             assert log.trained() == (1, 1.0)
+
+
+ALLOWED = {"message": "3f", "run": "7", "kind": "train", "round": 3}
+
+
+class TestMemory:
+    """What the gate asks the log for; lines that were written before it was opened count as those since."""
+
+    @pytest.fixture
+    def reopened(self, tmp_path):
+        path, opened = tmp_path / "audit.jsonl", []
+
+        def again(*lines):
+            with AuditLog(path, KEY) as log:
+                for event, fields in lines:
+                    log.append(event, fields)
+                told = log.seen("3f"), log.last_round("7"), log.trained()
+            opened.append(AuditLog(path, KEY))
+            assert (opened[-1].seen("3f"), opened[-1].last_round("7"), opened[-1].trained()) == told
+            return opened[-1]
+
+        yield again
+        for log in opened:
+            log.close()
+
+    @pytest.mark.parametrize("event", ["asked", "refused", "failed", "replay"])
+    def test_messages_are_remembered_whatever_became_of_them(self, reopened, event):
+        log = reopened((event, {"message": "3f"}))
+        assert log.seen("3f")
+        assert not log.seen("3e")
+
+    def test_a_name_that_is_none_is_taken_for_every_other_of_its_kind(self, reopened):
+        log = reopened(("asked", {"message": CANARY}))
+        assert log.seen("x y")
+        assert not log.seen("3f")
+
+    def test_the_last_round_is_that_which_was_allowed(self, reopened):
+        log = reopened(("allowed", ALLOWED), ("asked", {**ALLOWED, "round": 9}), ("allowed", {**ALLOWED, "run": "8"}))
+        assert (log.last_round("7"), log.last_round("8"), log.last_round("9")) == (3, 3, 0)
+        log.append("allowed", {**ALLOWED, "kind": "evaluate", "round": 5})
+        assert log.last_round("7") == 3
+
+    def test_so_much_is_remembered_and_no_more(self, reopened, monkeypatch):
+        monkeypatch.setattr(audit, "MOST_MESSAGES", 3)
+        monkeypatch.setattr(audit, "MOST_RUNS", 2)
+        lines = [("allowed", {**ALLOWED, "message": f"{number:x}", "run": str(number)}) for number in range(5)]
+        log = reopened(*lines)
+        assert [log.seen(f"{number:x}") for number in range(5)] == [False, False, True, True, True]
+        assert [log.last_round(str(number)) for number in range(5)] == [0, 0, 0, 3, 3]
+
+    def test_training_that_failed_counts_with_its_seconds(self, reopened, monkeypatch):
+        ticks = iter([100.0, 107.5, 200.0])
+        monkeypatch.setattr(audit, "time", SimpleNamespace(monotonic=lambda: next(ticks), time=time.time))
+        log = reopened(("allowed", ALLOWED), ("failed", {"message": "3f", "code": "failed"}), ("failed", {}))
+        assert log.trained() == (1, 7.5)
+
+    def test_what_the_worker_refused_was_not_trained(self, reopened):
+        assert reopened(("allowed", ALLOWED), ("refused", {"message": "3f", "code": "layout"})).trained() == (0, 0.0)
+
+    def test_judging_is_no_training(self, reopened):
+        evaluated = {**ALLOWED, "kind": "evaluate"}
+        assert reopened(("allowed", evaluated), ("failed", {"message": "3f"})).trained() == (0, 0.0)
+
+    def test_training_during_which_the_process_died_counts(self, reopened):
+        log = reopened(("allowed", ALLOWED))
+        assert log.trained() == (1, 0.0), "also before the next process has said that it started"
+        log.append("started")
+        rounds, seconds = log.trained()
+        assert rounds == 1
+        assert 0 < seconds < 60
+        log.append("started")
+        assert log.trained() == (rounds, seconds), "once"
+
+    @pytest.mark.parametrize(("off", "counted"), [(-100.0, 0.0), (100.0, 100.0), (2 * LONGEST, LONGEST)])
+    def test_the_time_that_a_machine_was_off_is_no_training(self, reopened, monkeypatch, off, counted):
+        log = reopened(("allowed", ALLOWED))
+        later = audit.datetime.now(audit.UTC) + timedelta(seconds=off)
+        clock = type("Clock", (), {"now": lambda _: later, "fromisoformat": datetime.fromisoformat})
+        monkeypatch.setattr(audit, "datetime", clock)
+        log.append("started")
+        assert log.trained()[0] == 1
+        assert log.trained()[1] == pytest.approx(counted, abs=5.0)
+
+    def test_one_whose_end_could_not_be_written_counts_too(self, reopened):
+        second = {**ALLOWED, "message": "4f"}
+        log = reopened(("allowed", ALLOWED), ("allowed", second), ("trained", {**second, "rounds": 1, "seconds": 2.0}))
+        assert log.trained() == (2, 2.0)
+
+    def test_one_that_went_well_counts_once(self, reopened):
+        log = reopened(("allowed", ALLOWED), ("trained", {**ALLOWED, "rounds": 1, "seconds": 2.0}), ("started", {}))
+        assert log.trained() == (1, 2.0)
 
 
 class TestVerify:

@@ -9,21 +9,22 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message, RecordDict
 
-from client import audit, policy, service, stub
+from client import policy, service, stub
 from client.app import FAILED, REFUSED, Seat, guarded
 from client.audit import AuditLog
 from client.gate import Gate
 from client.hospital import Hospital
 from client.worker import Worker
-from common import flower, messages, wire
+from common import chain, flower, messages, wire
 from common.deployment import Bundle, Received, bundle
-from common.errors import QuorumError
+from common.errors import FedwardError, QuorumError
 from common.messages import COMPARE, EVALUATE, STATISTICS, TRAIN, run_text
 from common.network import dumps, initial
 from common.tasks import read_run, task_of
@@ -112,7 +113,7 @@ class Desk:
 
 def rules_of(name):
     text = policy.template(name, "heart", "heart.csv")
-    text = text.replace("min_patients = 50", "min_patients = 20")
+    text = policy.added(text.replace("min_patients = 50", "min_patients = 20"), "settings", "task.hidden=4")
     return policy.added(policy.added(text, "bundles", APPROVED), "coordinators", CA)
 
 
@@ -190,14 +191,29 @@ class TestAllowed:
 
     def test_the_digest_in_the_log_is_that_of_the_bytes_sent(self, desk):
         reply = guarded(desk.gate)(desk.message(), desk.context)
+        del reply.content["config"][chain.CHECKPOINT]
         content = flower.content_bytes(reply.content)
         sent = dict(desk.log())["sent"]
         assert (sent["sha256"], sent["bytes"]) == (hashlib.sha256(content).hexdigest(), len(content))
 
+    @pytest.mark.parametrize("kind", [STATISTICS, TRAIN, EVALUATE])
+    def test_every_answer_promises_the_log_up_to_its_own_line(self, desk, kind):
+        promised = chain.checkpoint_from(messages.unpack_reply(desk.ask(kind).content).texts[chain.CHECKPOINT])
+        assert chain.is_signed(promised, KEY.public_key())
+        lines = (desk.folder / "audit.jsonl").read_bytes().splitlines()
+        assert promised["sequence"] == len(lines)
+        assert promised["sha256"] == chain.sha256(lines[-1])
+        assert desk.events()[-1] == "sent"
+
+    def test_a_refusal_promises_nothing_and_says_nothing_but_its_code(self, desk):
+        answer = desk.ask(number=0)
+        assert refused(answer) == (REFUSED, "round")
+        assert not answer.has_content()
+
     def test_the_log_is_whole(self, desk):
         for kind in (STATISTICS, TRAIN, EVALUATE, "query.everything"):
             desk.ask(kind)
-        assert audit.verify(desk.folder / "audit.jsonl", KEY.public_key()) is None
+        assert chain.verify(desk.folder / "audit.jsonl", KEY.public_key()) is None
 
     def test_what_the_hospital_keeps_between_rounds_is_in_the_context(self, desk):
         settings = {"strategy": "fedavg", "update": {"codec": "topk", "keep": 0.1}}
@@ -217,10 +233,11 @@ class TestStatistics:
         counts = messages.group("count", messages.unpack_reply(desk.ask(STATISTICS).content).statistics)
         assert counts["train"].sum() == 60
         assert counts["test"].tolist() == [0, 0], "two ill patients are fewer than the smallest cell"
-        for kind in (EVALUATE, TRAIN):
-            told = messages.unpack_reply(desk.ask(kind).content).statistics
-            assert not messages.group("test", told)
-            assert messages.group("validation", told)
+        for kind, examples in ((EVALUATE, 0), (TRAIN, 60)):
+            told = messages.unpack_reply(desk.ask(kind).content)
+            assert not messages.group("test", told.statistics)
+            assert messages.group("validation", told.statistics)
+            assert told.num_examples == examples, "how many there are would be told beside figures that are withheld"
 
     def test_a_rare_class_among_the_training_patients_is_refused(self, desk, caplog):
         desk.rule("smallest_cell = 5", "smallest_cell = 60")
@@ -246,6 +263,18 @@ HOSTILE = {
     "no bundle": ({"bundle": ""}, {}, "bundle"),
     "a coordinator of another authority": ({"coordinator": "ab" * 32}, {}, "coordinator"),
     "another task": ({}, {"run": run_text(read_run({"task": {"name": "pneumonia"}}))}, "task"),
+    "a wider layer": ({}, {"settings": {"task": {"name": "heart", "hidden": 4096}}}, "settings"),
+    "the default where another was approved": ({}, {"settings": {"task": {"name": "heart", "hidden": 16}}}, "settings"),
+    "another kind of model": (
+        {},
+        {"settings": {"task": {"name": "heart", "hidden": 4, "model": "logistic"}}},
+        "settings",
+    ),
+    "a part of the model that stays": (
+        {},
+        {"settings": {"task": {"name": "heart", "hidden": 4, "site_intercept": True}}},
+        "settings",
+    ),
     "a federation of two": ({}, {"hospitals": 2, "cohort": "east\nwest"}, "min_cohort"),
     "a federation that says it is large and names two": ({}, {"hospitals": 9, "cohort": "east\nwest"}, "min_cohort"),
     "a federation that names one hospital thrice": ({}, {"cohort": "east\neast\neast"}, "min_cohort"),
@@ -256,6 +285,10 @@ HOSTILE = {
     "a round that the run does not have": ({}, {"number": 4}, "round"),
     "a round below the first": ({}, {"number": 0}, "round"),
     "weights of another length": ({}, {"arrays": {"weights": np.zeros(3, np.float32)}}, "layout"),
+    "a layer in front that remembers patients": ({}, {"arrays": {"weights": np.ones(13 * 4096, np.float32)}}, "layout"),
+    "a model laid out in another way": ({}, {"layout": "ab" * 32}, "layout"),
+    "a layout that is none": ({}, {"layout": 7}, "layout"),
+    "a preparation of more columns": ({}, {"preparation": '{"mean": [0, 0], "scale": [1, 1]}'}, "layout"),
     "no weights": ({}, {"arrays": {}}, "failed"),
     "a model beyond all": ({}, {"arrays": {"weights": np.zeros(50_000_001, np.int8)}}, "max_parameters"),
     "a task that does not exist": ({}, {"run": '{"task": {"name": "hart"}}'}, "task"),
@@ -284,17 +317,23 @@ class TestHostile:
         monkeypatch.setattr(Worker, "_fit", lambda *given: steps.append(given) or fit(*given))
         return steps
 
-    @pytest.mark.parametrize(("changes", "request_", "code"), HOSTILE.values(), ids=HOSTILE.keys())
-    def test_it_is_refused_and_leaves_the_hospital_untrained(self, desk, trained, changes, request_, code):
+    @pytest.fixture(params=HOSTILE.values(), ids=HOSTILE.keys())
+    def case(self, request, desk):
+        """Give what is asked, and the code that is expected."""
+        changes, words, code = request.param
         desk.context.node_config[stub.BUNDLE] = changes.get("bundle", APPROVED)
         desk.gate.coordinator = changes.get("coordinator", CA)
-        run, words = request_.get("run"), {key: value for key, value in request_.items() if key != "run"}
-        content = desk.request(**words)
-        if run:
-            content["config"]["run"] = run
-        answer = desk.ask(content=content)
-        told = code_of(answer)
-        assert told == code
+        content = desk.request(**{key: value for key, value in words.items() if key != "run"})
+        if "run" in words:
+            content["config"]["run"] = words["run"]
+        return SimpleNamespace(content=content, code=code)
+
+    @pytest.mark.fault(
+        11, passes_when="every hostile request is refused with a code, trains nothing, and is in the audit log"
+    )
+    def test_it_is_refused_and_leaves_the_hospital_untrained(self, desk, trained, case):
+        told = code_of(desk.ask(content=case.content))
+        assert told == case.code
         assert trained == []
         event, fields = desk.log()[-1]
         assert (event, fields["code"]) == ("failed" if told in {"failed", "ConfigError"} else "refused", told)
@@ -302,17 +341,11 @@ class TestHostile:
         assert "sent" not in desk.events()
         if told in {rule.code for rule in policy.rules()}:
             assert desk.worker.asked == [], "a rule is tried before the worker is called"
+        if event == "refused":
+            assert desk.gate.audit.trained() == (0, 0.0), "the day's limits are untouched"
 
-    @pytest.mark.parametrize(("changes", "request_", "code"), HOSTILE.values(), ids=HOSTILE.keys())
-    def test_the_answer_names_nothing(self, desk, changes, request_, code):
-        desk.context.node_config[stub.BUNDLE] = changes.get("bundle", APPROVED)
-        desk.gate.coordinator = changes.get("coordinator", CA)
-        run, words = request_.get("run"), {key: value for key, value in request_.items() if key != "run"}
-        content = desk.request(**words)
-        if run:
-            content["config"]["run"] = run
-        message = desk.message(content=content)
-        sent = flower.message_bytes(guarded(desk.gate)(message, desk.context))
+    def test_the_answer_names_nothing(self, desk, case):
+        sent = flower.message_bytes(guarded(desk.gate)(desk.message(content=case.content), desk.context))
         assert len(sent) < 400
         for word in (SECRET, "east", str(desk.folder), "site.toml", "hart"):
             assert word.encode() not in sent
@@ -334,6 +367,7 @@ class TestHostile:
         assert desk.events() == ["failed"]
         assert desk.worker.asked == []
 
+    @pytest.mark.fault(11, passes_when="privacy that the hospital demands can't be lowered")
     def test_privacy_that_the_hospital_demands_can_not_be_lowered(self, desk):
         desk.rule('minimum = "none"', 'minimum = "dp"')
         for epsilon in ({}, {"epsilon": 0.1}):
@@ -357,10 +391,11 @@ class TestHostile:
         desk.ask("query.x", content=desk.request(), name='x"}\n{"event":"allowed"')
         assert len((desk.folder / "audit.jsonl").read_text().splitlines()) == 2
         assert all(fields["message"] == "?" for _, fields in desk.log())
-        assert audit.verify(desk.folder / "audit.jsonl", KEY.public_key()) is None
+        assert chain.verify(desk.folder / "audit.jsonl", KEY.public_key()) is None
 
 
 class TestReplay:
+    @pytest.mark.fault(8, passes_when="a message that comes again is ignored and in the audit log")
     def test_a_message_that_comes_again_is_ignored_and_in_the_log(self, desk):
         message = desk.message()
         answers = [guarded(desk.gate)(message, desk.context) for _ in range(3)]
@@ -369,12 +404,14 @@ class TestReplay:
         assert desk.events() == ["asked", "allowed", "trained", "sent", "asked", "replay", "asked", "replay"]
         assert desk.worker.asked == [TRAIN]
 
+    @pytest.mark.fault(8, passes_when="also one that was refused before")
     def test_also_one_that_was_refused(self, desk):
         message = desk.message(settings={"training": {"batch_size": 1}})
         first, second = (guarded(desk.gate)(message, desk.context) for _ in range(2))
         assert refused(first) == (REFUSED, "min_records")
         assert refused(second) == (REFUSED, "replay")
 
+    @pytest.mark.fault(11, passes_when="a stale round is refused")
     def test_a_round_of_the_past_is_stale(self, desk):
         assert desk.ask(number=2).has_content()
         assert refused(desk.ask(number=1)) == (REFUSED, "stale")
@@ -389,6 +426,57 @@ class TestReplay:
         assert desk.ask(number=3, run=7).has_content()
         assert desk.ask(number=1, run=8).has_content()
         assert refused(desk.ask(number=1, run=7)) == (REFUSED, "stale")
+
+
+class TestRestart:
+    """What the gate has to remember is in the log, so a worker that was started again knows it."""
+
+    @pytest.fixture
+    def restart(self, make_desk):
+        opened = []
+
+        def again(desk):
+            desk.gate.audit.close()
+            log = AuditLog(desk.folder / "audit.jsonl", KEY)
+            opened.append(log)
+            log.append("started")
+            desk.gate = replace(desk.gate, audit=log)
+            return desk
+
+        yield again
+        for log in opened:
+            log.close()
+
+    @pytest.mark.fault(8, passes_when="also after the worker was started again")
+    def test_a_message_that_was_answered_before_it_is_still_one(self, desk, restart):
+        message = desk.message()
+        assert guarded(desk.gate)(message, desk.context).has_content()
+        assert refused(guarded(restart(desk).gate)(message, desk.context)) == (REFUSED, "replay")
+        assert desk.worker.asked == [TRAIN]
+
+    def test_a_round_of_the_past_is_still_stale(self, desk, restart):
+        assert desk.ask(number=2).has_content()
+        restart(desk)
+        assert refused(desk.ask(number=1)) == (REFUSED, "stale")
+        assert desk.ask(number=2).has_content()
+        assert desk.ask(number=1, run=8).has_content(), "to Flower a run that goes on is another run"
+
+    def test_training_that_fails_uses_up_the_day(self, desk):
+        desk.rule("max_rounds_a_day = 1000", "max_rounds_a_day = 2")
+        desk.worker.node = lambda *_: 1 / 0
+        assert [code_of(desk.ask()) for _ in range(3)] == ["failed", "failed", "max_rounds_a_day"]
+
+    def test_so_does_training_in_which_the_process_ended(self, desk, restart):
+        desk.rule("max_rounds_a_day = 1000", "max_rounds_a_day = 1")
+
+        def ended(_message, _context):
+            raise KeyboardInterrupt
+
+        desk.worker.node = ended
+        with pytest.raises(KeyboardInterrupt):
+            desk.ask()
+        assert desk.events() == ["asked", "allowed"]
+        assert refused(restart(desk).ask()) == (REFUSED, "max_rounds_a_day")
 
 
 class TestPolicyOnDisk:
@@ -506,6 +594,7 @@ class TestBundle:
 
         return answered
 
+    @pytest.mark.fault(11, passes_when="code not approved is never executed")
     def test_the_code_is_kept_and_neither_executed_nor_unpacked(self, desk, hostile, answer, marker, monkeypatch):
         monkeypatch.chdir(desk.folder)
         before, modules = set(sys.path), set(sys.modules)
@@ -540,6 +629,24 @@ class TestBundle:
         assert list(marker.parent.iterdir()) == []
         assert path.read_bytes() == rules
 
+    @pytest.mark.fault(11, passes_when="the policy of an approved bundle lowers nothing")
+    def test_nor_does_its_own_policy_lower_the_privacy_that_is_demanded(self, desk, hostile, answer):
+        """The bundle's rules demand none."""
+        policy.add(desk.folder / "site.toml", "bundles", hostile.sha256)
+        desk.rule('minimum = "none"', 'minimum = "dp"')
+        assert refused(answer(hostile)) == (REFUSED, "privacy")
+        assert desk.worker.asked == []
+
+    @pytest.mark.fault(11, passes_when="an approved bundle brings no model of its own")
+    def test_nor_does_a_model_of_its_own_come_with_it(self, desk, hostile, answer):
+        """The bundle's files of the task would build another; weights for that one fit nothing here."""
+        policy.add(desk.folder / "site.toml", "bundles", hostile.sha256)
+        honest = messages.unpack_request(desk.request()).arrays["weights"]
+        larger = np.concatenate([honest, np.ones(500, np.float32)])
+        assert refused(answer(hostile, arrays={"weights": larger})) == (REFUSED, "layout")
+        assert "trained" not in desk.events()
+
+    @pytest.mark.fault(11, passes_when="a run can't say which code it is")
     def test_the_run_can_not_say_which_bundle_it_is(self, desk, hostile, answer):
         told = answer(hostile, **{stub.BUNDLE: APPROVED})
         assert refused(told) == (REFUSED, "bundle")
@@ -573,6 +680,25 @@ class TestBundle:
         with pytest.raises(OSError, match="No space left"):
             stub.keep(Bundle(b"0123456789"), tmp_path)
         assert not list(tmp_path.glob("*.fab"))
+
+    def test_so_many_are_kept_and_the_oldest_make_room(self, tmp_path):
+        for number in range(stub.MOST_BUNDLES + 3):
+            stub.keep(Bundle(bytes([number])), tmp_path)
+            os.utime(tmp_path / f"{Bundle(bytes([number])).sha256}.fab", (number, number))
+        kept = {path.read_bytes()[0] for path in tmp_path.iterdir()}
+        assert kept == set(range(3, stub.MOST_BUNDLES + 3))
+
+    def test_and_so_many_bytes(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(stub, "MOST_BYTES", 10)
+        (tmp_path / "left-by-a-crash.part").write_bytes(b"123456")
+        for number, content in enumerate((b"aaaa", b"bbbb", b"ccc", b"dddddddd")):
+            stub.keep(Bundle(content), tmp_path)
+            os.utime(tmp_path / f"{Bundle(content).sha256}.fab", (number, number))
+            assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 10
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"dddddddd"]
+        with pytest.raises(FedwardError, match="11 bytes came with a run, and 10 is the most"):
+            stub.keep(Bundle(b"e" * 11), tmp_path)
+        assert len(list(tmp_path.iterdir())) == 1
 
     def test_one_that_is_here_already_is_not_written_again(self, tmp_path):
         one = Bundle(b"0123456789")

@@ -32,6 +32,7 @@ from client.policy import (
 from common.config import Choice, RunConfig, TrainingConfig, as_table, describe, dumps
 from common.errors import ConfigError, DataError, PolicyRefused
 from common.messages import COMPARE, EVALUATE, STATISTICS, TRAIN
+from common.tasks import TASKS, read_run
 
 ROOT = Path(__file__).parents[2]
 CA, BUNDLE = "3f" * 32, "2d" * 32
@@ -69,6 +70,15 @@ def refusal(policy, asked):
     return caught.value
 
 
+def objections(policy, asked):
+    """Return the codes of all rules that a request breaks, not just of the first."""
+    return [
+        rule.code for rule in rules() if (not rule.kinds or asked.kind in rule.kinds) and rule.objection(policy, asked)
+    ]
+
+
+WIDE = Choice("heart", (("hidden", 32),))
+
 # Every rule: a policy, what it refuses at its limit, and what it permits beyond.
 CASES = {
     "coordinator": (allowing(), asking(coordinator="4f" * 32), asking(coordinator=":".join(["3F"] * 32))),
@@ -78,6 +88,11 @@ CASES = {
         allowing(tasks=Names(["heart", "notes"])),
         asking(task=Choice("pneumonia"), config=config(task=Choice("pneumonia"))),
         asking(task=Choice("notes"), config=config(task=Choice("notes"))),
+    ),
+    "settings": (
+        allowing(settings=Names(["task.hidden=32", "task.hidden=64"])),
+        asking(),
+        asking(task=WIDE, config=config(task=WIDE)),
     ),
     "cohort": (
         allowing(cohort=Names(["north", "south", "west"])),
@@ -150,20 +165,12 @@ class TestRules:
     def test_the_honest_request_is_permitted(self, kind):
         permits(allowing(), asking(kind))
 
-    @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.code)
-    def test_it_counts_for_its_kinds_of_message_and_no_other(self, rule):
-        policy, refused, _ = CASES[rule.code]
-        for kind in (STATISTICS, TRAIN, EVALUATE, COMPARE):
-            if rule.code == "kind":
-                continue
-            asked = replace(refused, kind=kind)
-            if not rule.kinds or kind in rule.kinds:
-                assert refusal(policy, asked).code == rule.code
-            else:
-                try:
-                    permits(policy, asked)
-                except PolicyRefused as error:
-                    assert error.code != rule.code
+    @pytest.mark.parametrize("kind", [STATISTICS, TRAIN, EVALUATE, COMPARE])
+    @pytest.mark.parametrize("code", [code for code in CASES if code != "kind"])
+    def test_it_counts_for_its_kinds_of_message_and_no_other(self, code, kind):
+        policy, refused, _ = CASES[code]
+        kinds = next(rule.kinds for rule in rules() if rule.code == code)
+        assert (code in objections(policy, replace(refused, kind=kind))) is (not kinds or kind in kinds)
 
     def test_every_setting_of_limits_and_privacy_is_a_rules_or_the_workers_own(self):
         settings = {key for key, _, _ in describe(SitePolicy) if not key.startswith("site.")}
@@ -234,15 +241,94 @@ class TestRules:
         assert refusal(policy, asking(EVALUATE)).code == "metrics"
         assert refusal(policy, asking(COMPARE)).code == "metrics"
 
-    def test_the_tasks_own_settings_pass_the_defaults(self):
-        from common.tasks import TASKS, read_run
+    @pytest.mark.parametrize("name", TASKS)
+    def test_the_tasks_own_settings_pass_the_defaults(self, name):
+        run = read_run({"task": {"name": name}})
+        policy = default_policy("east", name, "data")
+        for kind in (STATISTICS, TRAIN, EVALUATE):
+            asked = asking(kind, task=run.task, config=run)
+            assert objections(policy, asked) == ["coordinator", "bundle"], "these a new site allows none of"
 
-        for name in TASKS:
-            run = read_run({"task": {"name": name}})
-            policy = default_policy("east", name, "data")
-            policy = replace(policy, allow=replace(policy.allow, bundles=Names([BUNDLE]), coordinators=Names([CA])))
-            for kind in (STATISTICS, TRAIN, EVALUATE):
-                permits(policy, asking(kind, task=run.task, config=run))
+
+class TestSettings:
+    """Settings of the task decide which model is trained, so they are those that the hospital approved."""
+
+    @pytest.mark.parametrize(("name", "key"), [(n, item.name) for n, kind in TASKS.items() for item in fields(kind)])
+    def test_a_tasks_own_setting_is_the_default_or_named(self, name, key):
+        default = getattr(TASKS[name](), key)
+        other = not default if isinstance(default, bool) else f"{default}s" if isinstance(default, str) else default + 1
+        allow = {"tasks": Names([name])}
+        for value, codes in ((default, []), (other, ["settings"])):
+            task = Choice(name, ((key, value),))
+            asked = asking(task=task, config=config(task=task))
+            assert objections(allowing(**allow), asked) == codes
+            for text in ("*", json.dumps(value)):
+                assert objections(allowing(**allow, settings=Names([f"task.{key}={text}"])), asked) == []
+
+    @pytest.mark.parametrize(
+        ("words", "hidden", "good"),
+        [
+            ([], 16, True),
+            ([], 4096, False),
+            (["task.hidden=16", "task.hidden=32"], 32, True),
+            (["task.hidden=16", "task.hidden=32"], 24, False),
+            (["task.hidden=8..64"], 8, True),
+            (["task.hidden=8..64"], 64, True),
+            (["task.hidden=8..64"], 7, False),
+            (["task.hidden=8..64"], 65, False),
+            (["task.hidden=8..64"], True, False),
+            (["task.hidden=1"], True, False),
+            (["task.model=mlp"], 4096, False),
+            (["task.hidden=nan..nan"], 16, False),
+        ],
+    )
+    def test_values_and_ranges(self, words, hidden, good):
+        task = Choice("heart", (("hidden", hidden),))
+        asked = asking(task=task, config=config(task=task))
+        assert objections(allowing(settings=Names(words)), asked) == ([] if good else ["settings"])
+
+    def test_a_setting_that_the_task_does_not_have_is_refused(self):
+        task = Choice("heart", (("layers", 2),))
+        assert objections(allowing(), asking(task=task, config=config(task=task))) == ["settings"]
+
+    def test_where_another_value_is_approved_the_default_is_not(self):
+        assert objections(allowing(settings=Names(["task.hidden=32"])), asking()) == ["settings"]
+
+    def test_other_settings_are_free_until_they_are_named(self):
+        asked = asking(config=config(seed=5, strategy=Choice("fedprox", (("mu", 0.5),))))
+        assert objections(allowing(), asked) == []
+        for word in (
+            "seed=5",
+            "strategy.name=fedprox",
+            "strategy.mu=0..1",
+            "training.learning_rate=0.1",
+            "rounds=1..20",
+        ):
+            assert objections(allowing(settings=Names([word])), asked) == [], word
+        for word in ("seed=6", "strategy.name=fedavg", "strategy.mu=0.4", "training.optimizer=adam", "rounds=1..19"):
+            assert objections(allowing(settings=Names([word])), asked) == ["settings"], word
+
+    def test_the_refusal_names_setting_and_value_and_what_is_allowed(self):
+        task = Choice("heart", (("hidden", 4096),))
+        text = str(
+            refusal(allowing(settings=Names(["task.hidden=8..64"])), asking(task=task, config=config(task=task)))
+        )
+        assert "the setting 'task.hidden' at '4096', this hospital allows 8..64." in text
+
+    @given(st.text(max_size=200))
+    def test_a_value_that_is_a_text_can_not_break_the_line(self, text):
+        task = Choice("heart", (("model", text + "\r"),))
+        assert str(refusal(allowing(), asking(task=task, config=config(task=task)))).isprintable()
+
+    @pytest.mark.parametrize(
+        "word",
+        ["task.hidden", "task.hidden=", "=3", "hidden=3", "trainng.optimizer=sgd", "task.hidden=8..", "task.x.y=1"],
+    )
+    def test_what_names_no_setting_is_a_mistake(self, word):
+        """Else it would be a rule that never counts."""
+        text = added(template("east", "heart", "heart.csv"), "settings", "rounds=1..20")
+        with pytest.raises(ConfigError, match=r"allow\.settings: "):
+            parse_policy(text.replace("rounds=1..20", word))
 
 
 class TestRefusalsHoldNoValue:
