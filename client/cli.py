@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from client.site import Site
 
 PASSPHRASE = "FEDWARD_PASSPHRASE"  # noqa: S105 - the name of a variable
+USER, STUB_USER = "fedward", "fedward-stub"
+OTHERS_MB = 1024
+"""Memory of the programs beside the worker, whose own limit stands in site.toml."""
 TEST_SHARE = 0.2
 MOST_SHOWN = 64 << 20
 """Bytes of a bundle's files that are unpacked to be shown; a small bundle may claim any number."""
@@ -26,7 +29,14 @@ EXAMPLES = {
     "import": "import ./site",
     "join": "join ./site admitted.json --fingerprint 3f:9a:...",
     "approve": "approve ./site --show",
+    "check": "check ./site",
     "start": "start ./site",
+    "stub": "stub ./site",
+    "status": "status ./site",
+    "stop": "stop ./site",
+    "backup": "backup ./site site.backup",
+    "restore": "restore site.backup ./site",
+    "service": "service ./site --out ./units",
     "audit": "audit ./site verify",
     "policy": "policy ./site",
 }
@@ -58,7 +68,8 @@ def add_parsers(subparsers: Any) -> None:
     )
     approve_.add_argument("--sha256", metavar="HASH", help="approve the bundle with this hash")
     approve_.add_argument("--own", action="store_true", help="approve the bundle of the version that is installed here")
-    _add(commands, "start", start, "answer the federation; runs until it is stopped")
+    _add(commands, "check", check, "look whether all is well before the start, and what to mend")
+    _add_running(commands)
     audit = _add(commands, "audit", verify, "verify the audit log")
     audit.add_argument("what", choices=["verify"], nargs="?", default="verify", help="look for a line that was changed")
     policy_ = _add(commands, "policy", policy, "show the policy in force, or every setting and rule that there is", "?")
@@ -66,8 +77,38 @@ def add_parsers(subparsers: Any) -> None:
     policy_.add_argument("--markdown", action="store_true", help="print every setting and rule, as in docs/policy.md")
 
 
+def _add_running(commands: Any) -> None:
+    start_ = _add(commands, "start", start, "answer the federation; runs until it is stopped")
+    start_.add_argument(
+        "--health",
+        type=int,
+        metavar="PORT",
+        help="port of 127.0.0.1 where /health and /metrics answer (default: that of the last start, or any)",
+    )
+    start_.add_argument("--without-stub", action="store_true", help="leave the stub to another user; see stub")
+    _add(commands, "stub", stub, "be the stub of a site, as a user that cannot read its patients and keys")
+    _add(commands, "status", status, "show programs, federation, and the last request")
+    _add(commands, "stop", stop, "stop answering")
+    backup_ = _add(commands, "backup", backup, f"keep all of the folder in one file, sealed where {PASSPHRASE} is set")
+    backup_.add_argument("file", type=Path, help="the new file")
+    _add(commands, "restore", restore, "make a folder, new or empty, of a backup", before="file")
+    service_ = _add(commands, "service", service, "print units for systemd and a container file, or write them")
+    service_.add_argument("--out", type=Path, metavar="DIR", help="folder to write them into")
+    service_.add_argument("--user", default=USER, help=f"user that the programs run as (default: {USER})")
+    service_.add_argument(
+        "--stub-user",
+        default=STUB_USER,
+        help=f"user that the stub runs as, where site.stub_group is set (default: {STUB_USER})",
+    )
+
+
 def _add(
-    commands: Any, name: str, act: Callable[[argparse.Namespace], int], meaning: str, folders: str | None = None
+    commands: Any,
+    name: str,
+    act: Callable[[argparse.Namespace], int],
+    meaning: str,
+    folders: str | None = None,
+    before: str | None = None,
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -75,6 +116,8 @@ def _add(
         description=meaning[0].upper() + meaning[1:] + ".",
         epilog=f"example: fedward hospital {EXAMPLES[name]}",
     )
+    if before:
+        parser.add_argument(before, type=Path, help="the backup")
     parser.add_argument("folder", type=Path, nargs=folders, help="the site's folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=act)
@@ -85,12 +128,13 @@ def initialise(args: argparse.Namespace) -> int:
     """Run ``fedward hospital init``."""
     from client import policy, site
     from client.resident import POLICY
+    from common import keys
 
     data = str(args.data.resolve()) if args.data else ""
     # An unknown task is refused here, before there is a folder.
     text = policy.template(args.name, args.task, data) + _data_section(args.task)
-    made = site.create(args.folder, args.name, args.task, os.environ.get(PASSPHRASE))
-    (args.folder / POLICY).write_text(text, encoding="utf-8")
+    made = site.create(args.folder, args.name, args.task, keys.passphrase())
+    keys.replace({args.folder / POLICY: text.encode()})
     told = (
         _import(made)
         if args.data
@@ -177,7 +221,7 @@ def approve(args: argparse.Namespace) -> int:
 
     flower.check_version()
     flower.quiet()
-    own, path = deployment.bundle(), args.folder / POLICY
+    own, path = deployment.bundle(), _unopened(args.folder).folder / POLICY
     known, waiting = policy.read_policy(path).allow.bundles, _waiting(args.folder / "bundles")
     chosen = own.sha256 if args.own else args.sha256
     if chosen:
@@ -200,7 +244,9 @@ def approve(args: argparse.Namespace) -> int:
 def _waiting(folder: Path) -> dict[str, bytes]:
     """Return the bundles that the stub kept, by hash; a file that is not what its name says is nothing to approve."""
     try:
-        contents = {file.stem: file.read_bytes() for file in sorted(folder.glob("*.fab"))}
+        # No links and no pipes: another user may write here, see site.stub_group.
+        files = [file for file in sorted(folder.glob("*.fab")) if file.is_file() and not file.is_symlink()]
+        contents = {file.stem: file.read_bytes() for file in files}
     except OSError as error:
         raise DataError(f"{folder}: the bundles that wait cannot be read ({error.strerror})") from None
     return {name: content for name, content in contents.items() if hashlib.sha256(content).hexdigest() == name}
@@ -238,26 +284,136 @@ def _files(bundle: bytes) -> dict[str, list[str]] | None:
         return None
 
 
+def check(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital check``."""
+    from client import preflight as hospital
+    from common import flower, preflight
+
+    flower.quiet()
+    found = hospital.check(_opened(args.folder))
+    _tell(args, preflight.facts(found), preflight.text(found))
+    return preflight.exit_code(found)
+
+
 def start(args: argparse.Namespace) -> int:
     """Run ``fedward hospital start``."""
     from client import programs
-    from common import flower
+    from common import flower, keys
 
     flower.check_version()
     flower.quiet()
     site = _opened(args.folder)
-    os.environ.pop(PASSPHRASE, None)  # the programs that need it are given it; Flower's node and the stub are not
-    programs.start(site)
+    for name in (keys.PASSPHRASE, keys.CREDENTIALS):
+        os.environ.pop(name, None)  # the programs that need it are given it; Flower's node and the stub are not
+    programs.start(
+        site, lambda text: _tell(args, {"connected": text}, text), stub=not args.without_stub, health_port=args.health
+    )
+    _tell(args, {"stopped": str(args.folder)}, "stopped")
+    return 0
+
+
+def stub(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital stub``."""
+    from client import programs
+
+    programs.serve_stub(args.folder, lambda text: _tell(args, {"answering": text}, text))
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital status``."""
+    from client import status as states
+
+    facts = states.facts(_unopened(args.folder))
+    _tell(args, facts, states.text(facts))
+    return 0
+
+
+def stop(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital stop``."""
+    from client import programs
+    from common import supervise
+
+    pid = supervise.stop(_unopened(args.folder).folder / programs.RUN)
+    _tell(args, {"stopped": pid}, "Stopped.")
+    return 0
+
+
+def backup(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital backup``."""
+    from client import site
+    from common import archive, keys
+
+    made, secret = _unopened(args.folder), keys.passphrase()
+    sealed = keys.is_sealed(args.folder / "keys" / "tls.key")
+    if sealed and secret is not None:
+        _opened(args.folder)  # a passphrase that was mistyped would open nothing later
+    count = archive.write(args.folder, args.file, site.BACKUP, made.name, secret)
+    _tell(args, *archive.told(args.file, count, sealed=secret is not None, bare_keys=not sealed))
+    return 0
+
+
+def restore(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital restore``."""
+    from client import site
+    from common import archive, keys
+
+    name = archive.restore(args.file, args.folder, site.BACKUP, keys.passphrase())
+    _tell(
+        args,
+        {"name": name, "folder": str(args.folder)},
+        f"Restored the site of {name!r} in {args.folder}.\nNext: fedward hospital start {args.folder}",
+    )
+    return 0
+
+
+def service(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital service``."""
+    from client.policy import read_policy
+    from client.resident import POLICY
+    from common import keys, services
+
+    site, folder = _unopened(args.folder), args.folder.resolve()
+    policy = read_policy(folder / POLICY)
+    group, memory = policy.site.stub_group, policy.limits.memory_mb + OTHERS_MB
+    joined = site.federation or {}
+    main = services.Service(
+        "fedward-hospital",
+        f"Fedward, hospital {site.name}",
+        ["hospital", "start", str(folder), *(["--without-stub"] if group else [])],
+        args.user,
+        folder,
+        memory_mb=memory,
+        addresses=services.addresses_of(joined.get("address") or ""),
+        credential="/etc/fedward/passphrase" if keys.is_sealed(folder / "keys" / "tls.key") else "",
+    )
+    apart = services.Service(
+        "fedward-stub",
+        f"Fedward, stub of hospital {site.name}",
+        ["hospital", "stub", str(folder)],
+        args.stub_user,
+        folder / "bundles",
+        group,
+        512,
+        ["localhost"],
+        "AF_UNIX AF_INET",
+        hidden=[folder / "data", folder / "keys"],
+        after="fedward-hospital.service",
+    )
+    files = {f"{each.name}.service": services.unit(each) for each in (main, *([apart] if group else []))}
+    options = f"--memory {memory}m --volume {folder}:/site"
+    files["Containerfile"] = services.containerfile("hospital", "/site", ["start", "/site"], options)
+    _tell(args, files, services.told(files, args.out))
     return 0
 
 
 def verify(args: argparse.Namespace) -> int:
     """Run ``fedward hospital audit verify``."""
-    from client import audit
     from client.resident import AUDIT
+    from common import chain
 
     path = args.folder / AUDIT
-    broken = audit.verify(path, _opened(args.folder).audit_key().public_key())
+    broken = chain.verify(path, _opened(args.folder).audit_key().public_key())
     if broken:
         raise FedwardError(f"{path}: {broken}")
     count = len(path.read_bytes().splitlines())
@@ -276,15 +432,23 @@ def policy(args: argparse.Namespace) -> int:
         return 0
     if args.folder is None:
         raise UsageError("expected the site's folder, or --markdown for every setting and rule")
-    table = as_table(read_policy(args.folder / POLICY))
+    table = as_table(read_policy(_unopened(args.folder).folder / POLICY))
     _tell(args, table, dumps(table))
     return 0
 
 
 def _opened(folder: Path) -> "Site":
     from client.site import open_site
+    from common import keys
 
-    return open_site(folder, os.environ.get(PASSPHRASE))
+    return open_site(folder, keys.passphrase())
+
+
+def _unopened(folder: Path) -> "Site":
+    """Return a site of which no key is asked for."""
+    from client.site import open_site
+
+    return open_site(folder)
 
 
 def _tell(args: argparse.Namespace, facts: Any, text: str) -> None:

@@ -1,19 +1,28 @@
 """A hospital's programs: the way out, Flower's node, the stub that answers for it, and the worker behind the stub."""
 
+import os
 import secrets
 import shutil
+import stat
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from client import resident, tunnel
+from client import resident, tunnel, watch
+from client.policy import read_policy
 from client.site import Site
-from common import keys, supervise
+from common import health, keys, supervise
 from common.errors import FedwardError, UsageError
 from common.supervise import Program, Supervisor, free_port, until_stopped
 
 DIRECT = {"NO_PROXY": tunnel.LOOPBACK, "no_proxy": tunnel.LOOPBACK}
 """For Flower's node and the stub, who talk to this machine alone, whatever proxy the hospital has."""
+
+RUN, BUNDLES = "run", "bundles"
+PORTS, SECRET = "ports", "secret"
+"""Within ``run``."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +36,15 @@ class Place:
     @property
     def secret(self) -> Path:
         """Return the file of the secret."""
-        return self.folder / "secret"
+        return self.folder / SECRET
 
 
 def place_of(site: Site) -> Place:
     """Return the meeting place of a site, made when it is first asked for; its ports stay the same from then on."""
-    folder = site.folder / "run"
-    for name in ("run", "bundles"):
+    folder = site.folder / RUN
+    for name in (RUN, BUNDLES):
         (site.folder / name).mkdir(mode=0o700, exist_ok=True)
-    ports, secret = folder / "ports", folder / "secret"
+    ports, secret = folder / PORTS, folder / SECRET
     if not ports.exists():
         keys.write(secret, secrets.token_bytes(32))
         keys.write(ports, f"{free_port()} {free_port()}".encode())
@@ -43,31 +52,87 @@ def place_of(site: Site) -> Place:
     return Place(folder, int(first), int(second))
 
 
-def start(site: Site) -> None:
-    """Run a hospital's programs until this process is told to stop.
+def start(site: Site, tell: Callable[[str], object], *, stub: bool = True, health_port: int | None = None) -> None:
+    """Run a hospital's programs until this process is told to stop; ``tell`` gets one line as soon as they are up. Without ``stub``, that one is another user's.
 
     Raises
     ------
     UsageError
         When it has not joined, or is running already.
     """
-    if running(site):
-        raise UsageError(f"{site.folder}: is running already")
-    place = place_of(site)
+    place, group = place_of(site), read_policy(site.folder / resident.POLICY).site.stub_group
+    socket, reached = site.folder / resident.SOCKET, place.folder / tunnel.REACHED
+    advice = f"; 'fedward hospital stop {site.folder}' ends it"
+    with supervise.stopping() as stopped, supervise.marked(place.folder, advice) as note:
+        try:
+            _share(site, place, group)
+            for sign in (socket, reached):
+                sign.unlink(missing_ok=True)
+            supervisor = Supervisor(programs(site, place, stub=stub))
+            figures = partial(watch.figures, site, watch.Tally(site.folder / resident.AUDIT))
+            with health.answering(place.folder, supervisor.states, figures, health_port), supervisor:
+                up: list[str] = []
+
+                def look() -> None:
+                    note(supervisor.pids())
+                    if not up and reached.exists() and socket.exists():
+                        up.append(_connected(site))
+                        tell(up[0])
+
+                until_stopped(supervisor, look, stopped=stopped)
+        finally:
+            _key_file(place).unlink(missing_ok=True)
+
+
+def _connected(site: Site) -> str:
+    joined = site.federation or {}
+    return f"connected to {joined['federation']!r} at {joined['address']} as {site.name!r}"
+
+
+def _share(site: Site, place: Place, group: str) -> None:
+    """Keep what is in the folder to this user, but for what a stub needs: that the members of its group have too."""
+    for path in (*site.folder.iterdir(), *place.folder.iterdir()):
+        if not path.is_symlink():
+            path.chmod(stat.S_IMODE(path.stat().st_mode) & 0o700)
+    if group:
+        for path, mode in (
+            (place.secret, 0o640),
+            (place.folder / PORTS, 0o640),
+            (place.folder, 0o710),
+            (site.folder / BUNDLES, 0o770),
+            (site.folder, 0o710),
+        ):
+            keys.share(path, group, mode)
+
+
+def serve_stub(folder: Path, tell: Callable[[str], object]) -> None:
+    """Become the stub of a site whose other programs run as another user; does not return.
+
+    Raises
+    ------
+    UsageError
+        When this user cannot reach what a stub needs.
+    """
+    run = folder / RUN
     try:
-        with supervise.marked(place.folder), Supervisor(programs(site, place)) as supervisor:
-            until_stopped(supervisor, lambda: None)
-    finally:
-        _key_file(place).unlink(missing_ok=True)
+        port = (run / PORTS).read_text().split()[1]
+        (run / SECRET).read_bytes()
+    except (OSError, IndexError):
+        raise UsageError(
+            f"{run}: this user cannot read what a stub needs; name a group of this user in site.toml (site.stub_group),"
+            f" start the hospital with: fedward hospital start {folder} --without-stub"
+        ) from None
+    tell(f"answering for {folder}")
+    os.execve(sys.executable, _stub(folder, int(port)), os.environ | DIRECT)  # noqa: S606
 
 
 def running(site: Site) -> int | None:
     """Return the process that runs the site's programs; None where there is none."""
-    return supervise.running(site.folder / "run")
+    return supervise.running(site.folder / RUN)
 
 
-def programs(site: Site, place: Place) -> list[Program]:
-    """Return what runs at a hospital, in the order in which it is started.
+def programs(site: Site, place: Place, *, stub: bool = True) -> list[Program]:
+    """Return what runs at a hospital, in the order in which it is started; ``stub`` for the last of it.
 
     Raises
     ------
@@ -78,39 +143,27 @@ def programs(site: Site, place: Place) -> list[Program]:
     if joined is None or not joined.get("address"):
         raise UsageError(f"{site.folder}: does not know its federation yet; 'fedward hospital join' tells it")
     secret = {"FEDWARD_PASSPHRASE": site.passphrase} if site.passphrase else {}
-    return [
-        _ours(place, "worker", ["client.resident", str(site.folder)], secret),
-        _ours(
-            place,
-            "tunnel",
-            [
-                "client.tunnel",
-                str(site.folder),
-                f"https://{joined['address']}",
-                str(place.folder),
-                "--port",
-                str(place.tunnel),
-            ],
-            secret,
-        ),
+    way = [f"https://{joined['address']}", str(place.folder), "--port", str(place.tunnel)]
+    wanted = [
+        _ours(place, "worker", _module("client.resident", str(site.folder)), secret),
+        _ours(place, "tunnel", _module("client.tunnel", str(site.folder), *way), secret),
         _node(site, place),
-        _ours(
-            place,
-            "stub",
-            [
-                "client.stub",
-                f"127.0.0.1:{place.node}",
-                str(place.secret),
-                str(site.folder / resident.SOCKET),
-                str(site.folder / "bundles"),
-            ],
-            DIRECT,
-        ),
     ]
+    return [*wanted, _ours(place, "stub", _stub(site.folder, place.node), DIRECT)] if stub else wanted
 
 
-def _ours(place: Place, name: str, words: list[str], environment: dict[str, str] | None = None) -> Program:
-    return Program(name, [sys.executable, "-P", "-m", *words], place.folder / f"{name}.log", environment or {})
+def _ours(place: Place, name: str, command: list[str], environment: dict[str, str]) -> Program:
+    return Program(name, command, place.folder / f"{name}.log", environment)
+
+
+def _module(*words: str) -> list[str]:
+    return [sys.executable, "-P", "-m", *words]
+
+
+def _stub(folder: Path, node: int) -> list[str]:
+    """Return the whole of what a stub is told."""
+    files = (folder / RUN / SECRET, folder / resident.SOCKET, folder / BUNDLES)
+    return _module("client.stub", f"127.0.0.1:{node}", *map(str, files))
 
 
 def _node(site: Site, place: Place) -> Program:
@@ -136,14 +189,21 @@ def _node(site: Site, place: Place) -> Program:
     ]
     words += ["--superexec-auth-secret-file", str(place.secret)]
     home = {"FLWR_HOME": str(place.folder / "flower")} | DIRECT
-    return Program("node", [_flower("flower-supernode"), *words], place.folder / "node.log", home)
+    return Program("node", [flower_program("flower-supernode"), *words], place.folder / "node.log", home)
 
 
 def _key_file(place: Place) -> Path:
     return place.folder / "node.key"
 
 
-def _flower(name: str) -> str:
+def flower_program(name: str) -> str:
+    """Return the path of one of Flower's programs, that of this environment first.
+
+    Raises
+    ------
+    FedwardError
+        When it is not installed.
+    """
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
     if not found:

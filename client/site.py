@@ -21,12 +21,14 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from common import certificates, joining, keys
+from common import archive, certificates, joining, keys
 from common.errors import DataError, FedwardError, UsageError
 
 REQUEST, FEDERATION = "request.json", "federation.json"
 CERTIFICATE, AUTHORITY = "certificate.pem", "authority.pem"
 VAULT_BYTES = 32
+BACKUP = archive.Kind("hospital", REQUEST, left_out=("run",), readings={"audit.jsonl": archive.whole_lines})
+"""What a backup of a site is; what its programs need while they run is made anew."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ Kind = Literal["tls", "node", "audit"]
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
+PASSPHRASE, CREDENTIALS = "FEDWARD_PASSPHRASE", "CREDENTIALS_DIRECTORY"
+"""Variables: the passphrase itself, or the folder with a file ``passphrase``, as systemd's LoadCredential and containers' secrets give it."""
 SEALED = b"fedward sealed key 1\n"
 COST: Mapping[str, int] = {"memory_kib": 64 * 1024, "iterations": 3, "lanes": 4}
 MOST: Mapping[str, int] = {"memory_kib": 1024 * 1024, "iterations": 64, "lanes": 64}
@@ -114,6 +116,24 @@ def _is(key: Any, kind: Kind) -> bool:
     return isinstance(key.curve, ec.SECP256R1 if kind == "tls" else ec.SECP384R1)
 
 
+def passphrase() -> str | None:
+    """Return the passphrase of the environment, or of the file that a service manager gives as a credential; None where there is neither.
+
+    Raises
+    ------
+    DataError
+        When the file cannot be read.
+    """
+    given, folder = os.environ.get(PASSPHRASE), os.environ.get(CREDENTIALS)
+    if given is not None or folder is None:
+        return given
+    path = Path(folder) / "passphrase"
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n") if path.exists() else None
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"{path}: the passphrase cannot be read ({type(error).__name__})") from None
+
+
 def write(path: Path, secret: bytes, passphrase: str | None = None) -> None:
     """Write a secret into a new file of mode 0600, its folder of mode 0700; sealed where there is a passphrase.
 
@@ -183,7 +203,7 @@ def seal(secret: bytes, passphrase: str) -> bytes:
         raise UsageError("the passphrase is empty; type one, or leave it out to keep keys unsealed")
     salt, nonce = os.urandom(16), os.urandom(12)
     header = {"kdf": "argon2id", **COST, "cipher": "aes-256-gcm", "salt": to_text(salt), "nonce": to_text(nonce)}
-    sealed = AESGCM(_derive(passphrase, salt, COST)).encrypt(nonce, secret, _authenticated(header))
+    sealed = AESGCM(derive(passphrase, salt, COST)).encrypt(nonce, secret, _authenticated(header))
     return SEALED + json.dumps({**header, "sealed": to_text(sealed)}).encode() + b"\n"
 
 
@@ -191,23 +211,25 @@ def unseal(content: bytes, passphrase: str, what: str) -> bytes:
     """Undo `seal`; ``what`` names the secret in errors."""
     try:
         header = json.loads(content.removeprefix(SEALED))
-        cost = _cost(header)
+        cost = cost_of(header)
         sealed, salt, nonce = from_text(header.pop("sealed")), from_text(header["salt"]), from_text(header["nonce"])
-        return AESGCM(_derive(passphrase, salt, cost)).decrypt(nonce, sealed, _authenticated(header))
+        return AESGCM(derive(passphrase, salt, cost)).decrypt(nonce, sealed, _authenticated(header))
     except InvalidTag:
         raise UsageError(f"{what}: wrong passphrase, or the file is damaged; type it again") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{what}: damaged; restore it from a backup") from None
 
 
-def _cost(header: Mapping[str, Any]) -> Mapping[str, int]:
+def cost_of(header: Mapping[str, Any]) -> Mapping[str, int]:
+    """Return the cost that the head of something sealed asks for; raise ValueError for one beyond `MOST`."""
     cost = {name: header[name] for name in COST}
     if all(type(cost[name]) is int and 0 < cost[name] <= MOST[name] for name in COST):
         return cost
     raise ValueError("cost")
 
 
-def _derive(passphrase: str, salt: bytes, cost: Mapping[str, int]) -> bytes:
+def derive(passphrase: str, salt: bytes, cost: Mapping[str, int]) -> bytes:
+    """Return the 32 bytes that belong to a passphrase and a salt."""
     # One passphrase has several spellings in Unicode, and keyboards differ in which they type.
     typed = unicodedata.normalize("NFC", passphrase).encode("utf-8", "surrogatepass")
     try:
@@ -300,9 +322,28 @@ def new_folder(folder: Path) -> Iterator[None]:
     try:
         yield
         _sync(folder)
-    except BaseException:
+    except BaseException:  # whatever ended it, Ctrl-C too, half a folder would be taken for a whole one
         _clear(folder, also_itself=made)
         raise
+
+
+def share(path: Path, group: str, mode: int) -> None:
+    """Give a group the rights of ``mode`` to a file or folder of this user.
+
+    Raises
+    ------
+    UsageError
+        When there is no such group, or this user may not give it anything.
+    """
+    import grp
+
+    try:
+        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        path.chmod(mode)
+    except (KeyError, OSError):
+        raise UsageError(
+            f"{path}: cannot be given to the group {group[:40]!r}; make the group, and have this user be a member of it"
+        ) from None
 
 
 def _clear(folder: Path, *, also_itself: bool) -> None:
@@ -324,7 +365,7 @@ def _create(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException:  # whatever ended it, Ctrl-C too, half a secret may not stay under the name of a whole one
         path.unlink(missing_ok=True)
         raise
 

@@ -2,23 +2,23 @@
 
 import argparse
 import json
-import os
 import re
-import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config import assign, merge
-from common.errors import DataError, FedwardError, UsageError
+from common.errors import DataError, FedwardError, UsageError, nearest
 
 if TYPE_CHECKING:
     from server.provision import Federation
 
 PORT = 8443
 LISTEN = f"0.0.0.0:{PORT}"
+USER = "fedward"
+PATIENT = {"limits": {"wait_seconds": 600.0}}
+"""Settings of runs with real hospitals, which come back, where nothing else is set."""
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -56,6 +56,10 @@ def add_parsers(subparsers: Any) -> None:
 
 
 def _add_running(commands: Any) -> None:
+    check_ = _add(
+        commands, "check", check, "look whether all is well before the start, and what to mend", "./federation"
+    )
+    check_.add_argument("--listen", default=LISTEN, metavar="HOST:PORT", help=f"as of start (default: {LISTEN})")
     start_ = _add(
         commands,
         "start",
@@ -65,6 +69,12 @@ def _add_running(commands: Any) -> None:
     )
     start_.add_argument(
         "--listen", default=LISTEN, metavar="HOST:PORT", help=f"where hospitals connect (default: {LISTEN})"
+    )
+    start_.add_argument(
+        "--health",
+        type=int,
+        metavar="PORT",
+        help="port of 127.0.0.1 where /health and /metrics answer (default: that of the last start, or any)",
     )
     run_ = _add(
         commands, "run", run, "train a task with the hospitals that are connected", "./federation heart --rounds 20"
@@ -81,11 +91,58 @@ def _add_running(commands: Any) -> None:
     resume_ = _add(commands, "resume", resume, "go on with a run that was interrupted", "./federation heart-0001")
     resume_.add_argument("name", help="the run's name, such as heart-0001")
     _add(commands, "status", status, "show hospitals and runs", "./federation")
+    audit_ = _add(
+        commands,
+        "audit",
+        audit,
+        "show what the hospitals' audit logs promised, or hold a log against it",
+        "./federation 'St Mary' --log audit.jsonl",
+    )
+    audit_.add_argument("hospital", nargs="?", help="one hospital's name (default: all)")
+    audit_.add_argument("--log", type=Path, help="the hospital's audit log, to be held against what it promised")
+    audit_.add_argument(
+        "--put-aside", action="store_true", help="keep what it promised elsewhere and begin anew, as its log does"
+    )
     _add(commands, "stop", stop, "close the door", "./federation")
+    _add_keeping(commands)
+
+
+def _add_keeping(commands: Any) -> None:
+    backup_ = _add(
+        commands,
+        "backup",
+        backup,
+        "keep all of the folder in one file, sealed where FEDWARD_PASSPHRASE is set",
+        "./federation federation.backup",
+    )
+    backup_.add_argument("file", type=Path, help="the new file")
+    _add(
+        commands,
+        "restore",
+        restore,
+        "make a folder, new or empty, of a backup",
+        "federation.backup ./federation",
+        before="file",
+    )
+    service_ = _add(
+        commands,
+        "service",
+        service,
+        "print a unit for systemd and a container file, or write them",
+        "./federation --out ./units",
+    )
+    service_.add_argument("--listen", default=LISTEN, metavar="HOST:PORT", help=f"as of start (default: {LISTEN})")
+    service_.add_argument("--out", type=Path, metavar="DIR", help="folder to write them into")
+    service_.add_argument("--user", default=USER, help=f"user that the programs run as (default: {USER})")
 
 
 def _add(
-    commands: Any, name: str, act: Callable[[argparse.Namespace], int], meaning: str, example: str
+    commands: Any,
+    name: str,
+    act: Callable[[argparse.Namespace], int],
+    meaning: str,
+    example: str,
+    before: str | None = None,
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -93,6 +150,8 @@ def _add(
         description=meaning[0].upper() + meaning[1:] + ".",
         epilog=f"example: fedward server {name} {example}",
     )
+    if before:
+        parser.add_argument(before, type=Path, help="the backup")
     parser.add_argument("folder", type=Path, help="the federation's folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=act)
@@ -148,6 +207,18 @@ def revoke(args: argparse.Namespace) -> int:
     return 0
 
 
+def check(args: argparse.Namespace) -> int:
+    """Run ``fedward server check``."""
+    from common import flower, preflight
+    from server import preflight as coordinator
+    from server import provision
+
+    flower.quiet()
+    found = coordinator.check(provision.open_federation(args.folder), *_address(args.listen))
+    _tell(args, preflight.facts(found), preflight.text(found))
+    return preflight.exit_code(found)
+
+
 def start(args: argparse.Namespace) -> int:
     """Run ``fedward server start``."""
     from common import flower
@@ -156,7 +227,8 @@ def start(args: argparse.Namespace) -> int:
     flower.check_version()
     flower.quiet()
     federation = provision.open_federation(args.folder)
-    coordinator.start(federation, *_address(args.listen))
+    coordinator.start(federation, *_address(args.listen), lambda text: _tell(args, {"open": text}, text), args.health)
+    _tell(args, {"stopped": str(args.folder)}, "stopped")
     return 0
 
 
@@ -175,7 +247,7 @@ def run(args: argparse.Namespace) -> int:
 
     federation = _opened(args.folder)
     short = {"task": {"name": args.task}} | ({"rounds": args.rounds} if args.rounds is not None else {})
-    config = read_run(merge(short, assign(args.set)))
+    config = read_run(merge(merge(PATIENT, short), assign(args.set)))
     return _train(args, federation, runs.new_folder(federation.folder / "runs", config.task.name), config)
 
 
@@ -208,12 +280,42 @@ def _train(args: argparse.Namespace, federation: "Federation", folder: Path, con
     return 0
 
 
+def audit(args: argparse.Namespace) -> int:
+    """Run ``fedward server audit``."""
+    from server import provision
+
+    federation = provision.open_federation(args.folder)
+    members = [member for member in federation.members() if args.hospital in (None, member.name)]
+    if args.hospital is None and (args.log or args.put_aside):
+        raise UsageError("--log and --put-aside are for one hospital; expected its name")
+    if args.hospital and not members:
+        names = [member.name for member in federation.members()]
+        raise UsageError(f"no hospital {args.hospital!r} is admitted; {nearest(args.hospital, names)}")
+    witness = federation.witness
+    if args.log:
+        lines = witness.verify(members[0], args.log)
+        text = f"{args.log}: holds all {lines} lines that {args.hospital!r} promised."
+        _tell(args, {"hospital": args.hospital, "promised": lines, "intact": True}, text)
+    elif args.put_aside:
+        aside = witness.put_aside(members[0])
+        text = (
+            f"What {args.hospital!r} promised is in {aside} now." if aside else f"{args.hospital!r} promised nothing."
+        )
+        _tell(args, {"hospital": args.hospital, "put_aside": aside and str(aside)}, text)
+    else:
+        lines_of = witness.heads()
+        rows = [f"{member.name:24} {lines_of[member.name]} lines promised" for member in members]
+        _tell(args, {member.name: lines_of[member.name] for member in members}, "\n".join(rows))
+    return 0
+
+
 def status(args: argparse.Namespace) -> int:
     """Run ``fedward server status``."""
     from server import coordinator, runs
 
     federation = _opened(args.folder)
     online = coordinator.online(federation)
+    members, damaged = federation.survey()
     facts = {
         "name": federation.name,
         "running": online is not None,
@@ -224,8 +326,9 @@ def status(args: argparse.Namespace) -> int:
                 "online": member.name in (online or ()),
                 "revoked": member.revoked or None,
             }
-            for member in federation.members()
+            for member in members
         ],
+        "damaged": [str(error) for error in damaged],
         "runs": runs.listed(federation.folder / "runs"),
     }
     _tell(args, facts, _status_text(facts))
@@ -237,6 +340,7 @@ def _status_text(facts: dict[str, Any]) -> str:
     for row in facts["hospitals"]:
         state = "revoked" if row["revoked"] else "connected" if row["online"] else "not connected"
         lines.append(f"  hospital  {row['name']:24} {row['task']:12} {state}")
+    lines += [f"  DAMAGED   {text}" for text in facts["damaged"]]
     lines += [
         f"  run       {row['name']:24} {row['state']:12} {row['rounds']} of {row['of']} rounds" for row in facts["runs"]
     ]
@@ -245,18 +349,61 @@ def _status_text(facts: dict[str, Any]) -> str:
 
 def stop(args: argparse.Namespace) -> int:
     """Run ``fedward server stop``."""
-    from server import coordinator
+    from common import supervise
+    from server import coordinator, provision
 
-    pid = coordinator.running(_opened(args.folder))
-    if pid is None:
-        raise UsageError(f"{args.folder}: is not running")
-    os.kill(pid, signal.SIGTERM)
-    end = time.monotonic() + 30
-    while coordinator.running(_opened(args.folder)):
-        if time.monotonic() > end:
-            raise FedwardError(f"{args.folder}: process {pid} has not stopped within 30 s; look at the logs under run/")
-        time.sleep(0.1)
+    pid = supervise.stop(provision.open_federation(args.folder).folder / coordinator.RUN)
     _tell(args, {"stopped": pid}, "Stopped.")
+    return 0
+
+
+def backup(args: argparse.Namespace) -> int:
+    """Run ``fedward server backup``."""
+    from common import archive, keys
+    from server import provision
+
+    federation, secret = provision.open_federation(args.folder), keys.passphrase()
+    count = archive.write(args.folder, args.file, provision.BACKUP, federation.name, secret)
+    _tell(args, *archive.told(args.file, count, sealed=secret is not None, bare_keys=True))
+    return 0
+
+
+def restore(args: argparse.Namespace) -> int:
+    """Run ``fedward server restore``."""
+    from common import archive, keys
+    from server import provision
+
+    name = archive.restore(args.file, args.folder, provision.BACKUP, keys.passphrase())
+    _tell(
+        args,
+        {"name": name, "folder": str(args.folder)},
+        f"Restored the federation {name!r} in {args.folder}.\nNext: fedward server start {args.folder}",
+    )
+    return 0
+
+
+def service(args: argparse.Namespace) -> int:
+    """Run ``fedward server service``."""
+    from common import services
+    from server import provision
+
+    federation, folder = provision.open_federation(args.folder), args.folder.resolve()
+    host, port = _address(args.listen)
+    main = services.Service(
+        "fedward-server",
+        f"Fedward, federation {federation.name}",
+        ["server", "start", str(folder), "--listen", args.listen],
+        args.user,
+        folder,
+        low_port=port < 1024,
+    )
+    inside = ["start", "/federation", "--listen", f"{host}:{port}"]
+    options = f"--publish {port}:{port} --volume {folder}:/federation"
+    files = {
+        f"{main.name}.service": services.unit(main),
+        "Containerfile": services.containerfile("server", "/federation", inside, options),
+    }
+    _tell(args, files, services.told(files, args.out))
     return 0
 
 

@@ -26,6 +26,8 @@ class Member:
     revoked: str | None = None
     barred: tuple[str, ...] = ()
     """Keys that this hospital had when it was revoked. They never come back, under no name."""
+    ends: str | None = None
+    """Until when the newest of its certificates counts; not known of a member that an earlier release wrote down."""
 
     @property
     def public_keys(self) -> frozenset[str]:
@@ -41,9 +43,29 @@ class Members:
         self._seen: dict[str, tuple[tuple[int, ...], Member]] = {}
 
     def all(self) -> list[Member]:
-        """Return all hospitals that ever were admitted, in the order of their names."""
-        found = (self.read(path.stem) for path in sorted(self._folder.glob("*.json")))
-        return [member for member in found if member]
+        """Return all hospitals that ever were admitted, in the order of their names.
+
+        Raises
+        ------
+        DataError
+            When the file of one is damaged.
+        """
+        members, damaged = self.survey()
+        if damaged:
+            raise damaged[0]
+        return members
+
+    def survey(self) -> tuple[list[Member], list[DataError]]:
+        """Return all hospitals whose files can be read, and what is wrong with the others."""
+        members, damaged = list[Member](), list[DataError]()
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                member = self.read(path.stem)
+            except DataError as error:
+                damaged.append(error)
+            else:
+                members += [member] if member else []
+        return members, damaged
 
     def read(self, name: str) -> Member | None:
         """Return a hospital; None where there is none. Costs one look at the time of a file where that has not changed.
@@ -100,13 +122,13 @@ def alike(name: str) -> str:
 
 
 def _member(path: Path) -> Member:
-    document = joining.read_document(path)
+    document = {"ends": None, **joining.read_document(path)}
     names, lists = {item.name for item in fields(Member)}, {"serials", "barred"}
     good = (
         document.keys() == names
         and document["name"] == path.stem
-        and all(isinstance(document[name], str) for name in names - lists - {"revoked"})
-        and isinstance(document["revoked"], str | None)
+        and all(isinstance(document[name], str) for name in names - lists - {"revoked", "ends"})
+        and all(isinstance(document[name], str | None) for name in ("revoked", "ends"))
         and all(isinstance(document[name], list) for name in lists)
         and all(isinstance(text, str) for name in lists for text in document[name])
     )

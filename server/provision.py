@@ -25,14 +25,23 @@ from typing import Any
 
 from cryptography import x509
 
-from common import certificates, joining, keys
+from common import archive, certificates, joining, keys
 from common.certificates import Issuer
 from common.errors import ConfigError, DataError, FedwardError, UsageError, nearest
 from common.joining import JoinRequest
 from server.members import Member, Members, alike
+from server.witness import Screen, Witness
 
 SETTINGS = "federation.toml"
 DEFAULT_PORT = 8443
+BACKUP = archive.Kind(
+    "federation",
+    SETTINGS,
+    left_out=("run",),
+    kept=("run/flower.db", "run/port", "run/secret"),
+    readings={"run/flower.db": archive.database},
+)
+"""What a backup of a federation is; what else its programs need while they run is made anew."""
 SERIALS = 8
 """Certificates of a hospital that count at a time, the newest; older ones are overtaken long before they expire."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -89,6 +98,7 @@ class Federation:
                 serials=_with(known.serials if known else (), pem),
                 admitted=known.admitted if known else certificates.timestamp(),
                 barred=barred,
+                ends=_end(pem),
             )
             self._book.store(member)
         return self._answer(member, pem)
@@ -112,7 +122,7 @@ class Federation:
                     f"the request is not for the key and name that hospital {name!r} was admitted with; it renews over the same key only"
                 )
             pem = self._issue(request, name)
-            self._book.store(replace(member, serials=_with(member.serials, pem)))
+            self._book.store(replace(member, serials=_with(member.serials, pem), ends=_end(pem)))
         return pem
 
     def revoke(self, name: str) -> Member:
@@ -143,6 +153,19 @@ class Federation:
             When the file of one is damaged.
         """
         return self._book.all()
+
+    def survey(self) -> tuple[list[Member], list[DataError]]:
+        """Return all hospitals whose files can be read, and what is wrong with the others, for whom one damaged file is no reason to end."""
+        return self._book.survey()
+
+    @property
+    def witness(self) -> Witness:
+        """Return what the hospitals' audit logs promised."""
+        return Witness(self.folder / "checkpoints", self._book)
+
+    def screen(self) -> Screen:
+        """Return what the answers of a run have to pass."""
+        return Screen(self.witness, self._book)
 
     def member_of(self, certificate: bytes) -> Member | None:
         """Return whose certificate (DER) this is; None unless it is ours, in its time, still on its hospital's list, and that hospital not revoked.
@@ -335,6 +358,10 @@ def _examined(der: bytes, authority: bytes) -> _Seen | None:
 
 def _serial(certificate: x509.Certificate) -> str:
     return f"{certificate.serial_number:x}"
+
+
+def _end(pem: bytes) -> str:
+    return certificates.load(pem, "certificate").not_valid_after_utc.isoformat(timespec="seconds")
 
 
 def _with(serials: tuple[str, ...], pem: bytes) -> tuple[str, ...]:

@@ -16,6 +16,19 @@ def results_of(task: Task, statistics: Mapping[str, Statistics]) -> Results:
     return Results(_intervals(task.objective.compute(merged)), hospitals, task.objective.curves(merged))
 
 
+def gathered(statistics: Mapping[str, Statistics]) -> dict[str, int]:
+    """Return the hospitals that gathered small counts before these left, each with its smallest.
+
+    The bins of scores are so fine that somebody is alone in one, unless that was done.
+    """
+    least = {
+        name: int(parts["histogram"][parts["histogram"] > 0].min(initial=math.inf))
+        for name, parts in statistics.items()
+        if parts["histogram"].any()
+    }
+    return {name: count for name, count in least.items() if count > 1}
+
+
 def differences_of(task: Task, statistics: Mapping[str, Statistics]) -> dict[str, Any]:
     """Compute paired differences with intervals by hospital and over all test patients."""
     differences = task.objective.differences

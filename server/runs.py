@@ -3,13 +3,14 @@
 import json
 import platform
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from common import supervise
 from common.config import RunConfig, as_table, dumps
 from common.errors import DataError, UsageError
 from common.tasks import read_run
@@ -17,7 +18,7 @@ from server import coordinator, models, records, rounds
 from server.plan import Plan
 from server.provision import Federation
 from server.records import RoundRecord
-from server.results import results_of
+from server.results import gathered, results_of
 from server.rounds import Outcome
 
 CONFIG = "config.toml"
@@ -65,24 +66,34 @@ def run(
     FedwardError
         When the federation is not running, or too few hospitals answered. What was finished stays in the folder.
     """
-    try:
+    with _alone_in(folder):
         plan = Plan(config, cohort=tuple(member.name for member in federation.members() if not member.revoked))
         _ = plan.strategy  # a contradiction is refused before anything is written
         models.write(folder / CONFIG, dumps(as_table(config)).encode())
         with coordinator.grid(coordinator.place_of(federation), plan) as grid:
             outcome = rounds.run(grid, plan, folder, watch)
+        record: dict[str, Any] = records.finite(_record(federation, plan, outcome, folder.name))
+        records.save_model(folder, plan.task, config.seed, outcome.model)
+        records.write_metrics(folder, record)
+        records.write_json(folder / records.RUN, record)
+        return record
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Within, no other process runs this run. One of which no round was finished leaves nothing to go on with, and its folder goes."""
+    kept = True
+    try:
+        with supervise.marked(folder):
+            try:
+                yield
+            finally:
+                kept = (folder / models.NAME).exists()
     finally:
-        if not (folder / models.NAME).exists():
-            (folder / CONFIG).unlink(
-                missing_ok=True
-            )  # a run of which no round was finished leaves nothing to go on with
+        if not kept:
+            (folder / CONFIG).unlink(missing_ok=True)
             with suppress(OSError):
                 folder.rmdir()
-    record: dict[str, Any] = records.finite(_record(federation, plan, outcome, folder.name))
-    records.save_model(folder, plan.task, config.seed, outcome.model)
-    records.write_metrics(folder, record)
-    records.write_json(folder / records.RUN, record)
-    return record
 
 
 def _record(federation: Federation, plan: Plan, outcome: Outcome, name: str) -> dict[str, Any]:
@@ -105,6 +116,7 @@ def _record(federation: Federation, plan: Plan, outcome: Outcome, name: str) -> 
         | {package: metadata.version(package) for package in ("fedward", "flwr", "tensorflow", "numpy")},
         "hospitals": [asdict(member) for member in outcome.members],
         "rounds": [asdict(row) for row in outcome.rounds],
+        "gathered": gathered(outcome.tests),
         "results": {"federated": {"pooled": result.pooled, "hospitals": result.hospitals} if result else {}},
     }
 
@@ -121,7 +133,8 @@ def _progress(folder: Path) -> dict[str, Any]:
     except DataError:
         done = 0
     of = re.search(r"^rounds = (\d+)", (folder / CONFIG).read_text(encoding="utf-8"), re.MULTILINE)
-    state = "finished" if (folder / records.RUN).exists() else "interrupted"
+    under_way = "interrupted" if supervise.running(folder) is None else "running"
+    state = "finished" if (folder / records.RUN).exists() else under_way
     return {"name": folder.name, "state": state, "rounds": done, "of": int(of[1]) if of else None}
 
 
@@ -141,4 +154,11 @@ def summary(record: dict[str, Any]) -> str:
         if value and None not in value
         else "no metrics came"
     )
-    return f"{record['title']}: {len(record['rounds'])} rounds, {told}\nweights {json.dumps(record['weights_sha256'][:16])}"
+    return f"{record['title']}: {len(record['rounds'])} rounds, {told}\n{_blurred(record)}weights {json.dumps(record['weights_sha256'][:16])}"
+
+
+def _blurred(record: dict[str, Any]) -> str:
+    """Say whose figures are less exact than their intervals; nothing where none are."""
+    whose = ", ".join(f"{name} ({least})" for name, least in record.get("gathered", {}).items())
+    told = f"small counts were gathered at {whose}: these figures are off by more than their intervals say\n"
+    return told if whose else ""

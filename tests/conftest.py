@@ -19,6 +19,7 @@ import pytest
 from flwr.app import Message
 from pytest_socket import socket_allow_hosts
 
+import fedward
 from client.app import Answer, Seat, plainly
 from client.hospital import Hospital
 from client.worker import Worker
@@ -120,3 +121,32 @@ def federation() -> Federation:
 @pytest.fixture(scope="session")
 def make_patients() -> Callable[[int, int], Records]:
     return patients
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that works; return what it printed."""
+
+    def ran(*words: object) -> str:
+        code = fedward.main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert (code, err) == (0, "")
+        return out
+
+    return ran
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run a command that is refused; return the exit code and the one line."""
+
+    def ran(*words: object) -> tuple[int, str]:
+        code = fedward.main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("fedward: "), err
+        assert err.count("\n") == 1, err
+        assert "Traceback" not in err
+        return code, err
+
+    return ran

@@ -1,6 +1,7 @@
 """``fedward hospital``: the walk, and every way to type it wrongly: one line that says what to do, the documented exit code, and nothing lost."""
 
 import csv
+import grp
 import hashlib
 import json
 import os
@@ -17,11 +18,12 @@ import numpy as np
 import pytest
 
 import fedward
-from client import policy, resident
+from client import policy, programs, resident
 from client.audit import AuditLog
 from client.data import vault
 from client.policy import read_policy
 from client.site import open_site
+from common import supervise
 from common.config import Choice
 from common.deployment import Bundle, bundle
 from common.tasks import task_of
@@ -38,35 +40,6 @@ FINGERPRINT = ":".join(["3F"] * 32)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FEDWARD_PASSPHRASE", raising=False)
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command that works; return what it printed."""
-
-    def ran(*words):
-        code = fedward.main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert (code, err) == (0, "")
-        return out
-
-    return ran
-
-
-@pytest.fixture
-def refused(capsys):
-    """Run a command that is refused; return the exit code and the one line."""
-
-    def ran(*words):
-        code = fedward.main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.startswith("fedward: "), err
-        assert err.count("\n") == 1, err
-        assert "Traceback" not in err
-        return code, err
-
-    return ran
 
 
 @pytest.fixture
@@ -232,12 +205,17 @@ class TestWrong:
         [
             (["import"], 2),
             (["join", "admitted.json", "--fingerprint", FINGERPRINT], 2),
-            (["approve", "--own"], 1),
-            (["approve", "--show"], 1),
-            (["approve", "--sha256", "ab" * 32], 1),
+            (["approve", "--own"], 2),
+            (["approve", "--show"], 2),
+            (["approve", "--sha256", "ab" * 32], 2),
             (["start"], 2),
+            (["stub"], 2),
+            (["stop"], 2),
+            (["status"], 2),
+            (["backup", "new.backup"], 2),
+            (["service"], 2),
             (["audit"], 2),
-            (["policy"], 1),
+            (["policy"], 2),
         ],
         ids=lambda words: " ".join(words) if isinstance(words, list) else "",
     )
@@ -291,10 +269,68 @@ class TestWrong:
 
     def test_start_where_it_runs_already(self, refused, site):
         (site / "run").mkdir()
-        (site / "run" / "pid").write_text(str(os.getpid()))
-        code, line = refused("hospital", "start", "site")
-        assert (code, "is running already" in line) == (2, True)
-        assert (site / "run" / "pid").exists()
+        (site / "run" / "node.key").write_text("of the one that runs")
+        with supervise.marked(site / "run"):
+            code, line = refused("hospital", "start", "site")
+            assert (code, "is running already; 'fedward hospital stop site' ends it" in line) == (2, True)
+            assert (site / "run" / "node.key").exists()
+
+    @pytest.mark.parametrize("pid", [None, "", "x", "1", "999999999"])
+    def test_stopping_what_does_not_run(self, refused, site, pid):
+        if pid is not None:
+            (site / "run").mkdir()
+            (site / "run" / "pid").write_text(pid)
+        code, line = refused("hospital", "stop", "site")
+        assert (code, "is not running" in line) == (2, True)
+
+
+class TestStatus:
+    def test_before_it_has_joined(self, run, site):
+        assert run("hospital", "status", "site") == "St Mary: not running\n  joined    no federation\n"
+
+    def test_programs_and_federation(self, run, site, federation, admitted):
+        run("hospital", "join", "site", "admitted.json", "--fingerprint", federation.fingerprint)
+        (site / "run").mkdir()
+        (site / "run" / "reached").touch()
+        with supervise.marked(site / "run") as note:
+            note({"worker": 17, "tunnel": 18})
+            facts = json.loads(run("hospital", "status", "site", "--json"))
+            assert (facts["running"], facts["connected"]) == (True, True)
+            assert facts["programs"] == {"worker": 17, "tunnel": 18}
+            assert (facts["federation"], facts["certificate_days"]) == ("trial", 89)
+            os.utime(site / "run" / "reached", (1e9, 1e9))
+            assert "trial at 127.0.0.1:8443: not connected" in run("hospital", "status", "site")
+        facts = json.loads(run("hospital", "status", "site", "--json"))
+        assert (facts["running"], facts["connected"], facts["programs"]) == (False, False, {})
+
+    @pytest.mark.parametrize(
+        ("events", "outcome"),
+        [
+            (["asked"], "asked"),
+            (["asked", "allowed"], "allowed"),
+            (["asked", "refused"], "refused"),
+            (["asked", "allowed", "trained", "failed"], "failed"),
+            (["asked", "allowed", "trained", "sent"], "sent"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_the_last_request_and_what_became_of_it(self, run, site, events, outcome):
+        with AuditLog(site / "audit.jsonl", open_site(site).audit_key()) as log:
+            for number in range(3):
+                who = {"message": f"{number}a", "run": "7", "kind": "train", "round": number}
+                for event in ["asked", "allowed", "sent"] if number < 2 else events:
+                    code = {"code": "min_records"} if event in ("refused", "failed") else {}
+                    log.append(event, who | code)
+            log.append("stopped")
+        last = json.loads(run("hospital", "status", "site", "--json"))["last"]
+        assert (last["kind"], last["run"], last["round"], last["outcome"]) == ("train", "7", 2, outcome)
+        assert last["code"] == ("min_records" if outcome in ("refused", "failed") else None)
+        assert f"train, round 2: {outcome}" in run("hospital", "status", "site")
+
+    @pytest.mark.parametrize("content", [b"", b"{", b'{"event": 3}\n', b"\xff\n[]\n", b'{"event": "asked"}\n' * 9])
+    def test_a_damaged_log_is_no_end_of_it(self, run, site, content):
+        (site / "audit.jsonl").write_bytes(content)
+        assert json.loads(run("hospital", "status", "site", "--json"))["last"] is None
 
 
 class TestJoin:
@@ -494,3 +530,105 @@ def test_the_hash_shown_is_that_of_the_file(run, site):
     (site / "bundles" / f"{waiting.sha256}.fab").write_bytes(waiting.content)
     assert hashlib.sha256(waiting.content).hexdigest() in run("hospital", "approve", "site")
     assert policy.read_policy(site / "site.toml").allow.bundles == ()
+
+
+class TestKeeping:
+    def test_a_site_comes_back_whole_also_under_a_passphrase(self, run, refused, site, monkeypatch):
+        with AuditLog(site / "audit.jsonl", open_site(site).audit_key()) as log:
+            log.append("started", {"version": "0.1.0"})
+        with (site / "audit.jsonl").open("ab") as file:
+            file.write(b'{"half a line')
+        assert "WARNING: it holds private keys" in run("hospital", "backup", "site", "bare")
+        monkeypatch.setenv("FEDWARD_PASSPHRASE", "correct horse")
+        assert json.loads(run("hospital", "backup", "site", "sealed", "--json"))["bare_keys"] is False
+        run("hospital", "restore", "sealed", "again")
+        assert refused("hospital", "restore", "bare", "other")[0] == 2
+        assert refused("server", "restore", "sealed", "other")[0] == 2
+        monkeypatch.delenv("FEDWARD_PASSPHRASE")
+        assert refused("hospital", "restore", "sealed", "other")[0] == 2
+        assert not Path("other").exists()
+        assert "1 lines, none of them changed" in run("hospital", "audit", "again")
+        assert open_site(Path("again")).vault_key() == open_site(site).vault_key()
+        assert (Path("again") / "site.toml").read_bytes() == (site / "site.toml").read_bytes()
+
+    def test_a_passphrase_that_opens_no_key_seals_no_backup(self, run, refused, monkeypatch):
+        monkeypatch.setenv("FEDWARD_PASSPHRASE", "correct horse")
+        run("hospital", "init", "site", "--name", "St Mary", "--task", "heart")
+        monkeypatch.setenv("FEDWARD_PASSPHRASE", "corect horse")
+        code, line = refused("hospital", "backup", "site", "file")
+        assert (code, "wrong passphrase" in line) == (2, True)
+        assert not Path("file").exists()
+
+    def test_a_passphrase_may_come_as_a_credential(self, run, refused, tmp_path, monkeypatch):
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        (tmp_path / "passphrase").write_text("correct horse\n")
+        run("hospital", "init", "site", "--name", "St Mary", "--task", "heart")
+        assert b"sealed key" in Path("site/keys/tls.key").read_bytes()
+        assert refused("hospital", "audit", "site")[1].endswith("cannot be read (No such file or directory)\n")
+        (tmp_path / "passphrase").write_text("wrong\n")
+        assert "wrong passphrase" in refused("hospital", "audit", "site")[1]
+
+
+class TestService:
+    def test_memory_and_passphrase_are_the_sites(self, run, site, monkeypatch):
+        files = json.loads(run("hospital", "service", "site", "--json"))
+        assert files.keys() == {"fedward-hospital.service", "Containerfile"}
+        assert "MemoryMax=5120M" in files["fedward-hospital.service"]
+        assert "LoadCredential" not in files["fedward-hospital.service"]
+        monkeypatch.setenv("FEDWARD_PASSPHRASE", "correct horse")
+        run("hospital", "init", "sealed", "--name", "St Mary", "--task", "heart")
+        unit = json.loads(run("hospital", "service", "sealed", "--json"))["fedward-hospital.service"]
+        assert "LoadCredential=passphrase:" in unit
+        assert "correct horse" not in unit
+
+    def test_where_the_stub_has_a_group_it_gets_a_unit_of_its_own(self, run, site):
+        path = site / "site.toml"
+        path.write_text(path.read_text().replace('stub_group = ""', 'stub_group = "apart"'))
+        run("hospital", "service", "site", "--out", "units", "--stub-user", "nobody")
+        main, stub = (Path("units", f"fedward-{name}.service").read_text() for name in ("hospital", "stub"))
+        assert "--without-stub" in main
+        assert "User=nobody\nGroup=apart\n" in stub
+        assert f'ReadWritePaths="{site}/bundles"' in stub
+        assert f'InaccessiblePaths="-{site}/keys"' in stub
+        assert "IPAddressDeny=any\nIPAddressAllow=localhost\n" in stub
+
+
+def modes(folder):
+    return {path.relative_to(folder).as_posix(): stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*")}
+
+
+class TestModes:
+    """What a stub of another user may reach."""
+
+    @pytest.fixture
+    def place(self, site):
+        for name in ("data", "run"):
+            (site / name).mkdir(exist_ok=True)
+        for name in ("data/heart.sealed", "audit.jsonl", "run/worker.log", "note.txt"):
+            (site / name).write_text("")
+            (site / name).chmod(0o666)
+        return programs.place_of(open_site(site))
+
+    def test_a_group_gets_what_a_stub_needs_and_nothing_else(self, site, place):
+        group = grp.getgrgid(os.getgid()).gr_name
+        programs._share(open_site(site), place, group)
+        assert stat.S_IMODE(site.stat().st_mode) == 0o710
+        found = modes(site)
+        shared = {"run": 0o710, "bundles": 0o770, "run/secret": 0o640, "run/ports": 0o640}
+        assert {name: mode for name, mode in found.items() if mode & 0o070 and "data/" not in name} == shared
+        assert not {name for name, mode in found.items() if mode & 0o007 and "data/" not in name}
+        assert found["data"] == 0o700, "what lies within is behind a door that is shut"
+        programs._share(open_site(site), place, "")
+        assert not {name for name, mode in modes(site).items() if mode & 0o077 and "data/" not in name}
+
+    def test_a_group_that_there_is_not_is_one_line(self, refused, run, site, federation, admitted):
+        run("hospital", "join", "site", "admitted.json", "--fingerprint", federation.fingerprint)
+        path = site / "site.toml"
+        path.write_text(path.read_text().replace('stub_group = ""', 'stub_group = "no such group"'))
+        code, line = refused("hospital", "start", "site")
+        assert (code, "'no such group'; make the group" in line) == (2, True)
+        assert not (site / "run" / "pid").exists()
+
+    def test_a_stub_that_may_not_says_what_to_do(self, refused, site):
+        code, line = refused("hospital", "stub", "site")
+        assert (code, "fedward hospital start site --without-stub" in line) == (2, True)

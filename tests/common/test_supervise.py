@@ -3,8 +3,10 @@
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from common import supervise
+from common.errors import DataError, FedwardError, UsageError
 from common.supervise import Program, Supervisor, free_port, until_stopped
 
 ROOT = Path(__file__).parents[2]
@@ -260,3 +263,174 @@ def test_a_free_port_can_be_listened_on():
 
     with socket.create_server(("127.0.0.1", free_port())):
         pass
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from common import supervise
+with supervise.marked(Path(sys.argv[1])) as note:
+    note({"worker": 7})
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def held(folder, script=HOLDS):
+    """Have another process work in a folder."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as other:
+        try:
+            assert other.stdout.readline() == "held\n", other.stderr.read()
+            yield other
+        finally:
+            other.kill()
+
+
+class TestLock:
+    def test_who_works_in_a_folder_is_known_as_long_as_it_does(self, tmp_path):
+        assert supervise.running(tmp_path) is None
+        with held(tmp_path) as other:
+            assert supervise.running(tmp_path) == other.pid
+            assert supervise.programs(tmp_path) == {"worker": 7}
+            other.kill()
+            other.wait()
+            assert (tmp_path / "pid").read_text().startswith(str(other.pid)), "a crash leaves the file"
+            assert supervise.running(tmp_path) is None
+            assert supervise.programs(tmp_path) == {}
+        with supervise.marked(tmp_path):
+            assert supervise.running(tmp_path) == os.getpid()
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("content", ["", "x", "1", "own", "-1", "0", "9" * 30, "\0" * 100])
+    def test_a_file_that_nobody_holds_means_nothing_whatever_it_says(self, tmp_path, content):
+        (tmp_path / "pid").write_text(content.replace("own", str(os.getpid())))
+        assert supervise.running(tmp_path) is None
+        with pytest.raises(UsageError, match="is not running"):
+            supervise.stop(tmp_path)
+        with supervise.marked(tmp_path):
+            assert supervise.running(tmp_path) == os.getpid()
+
+    def test_a_second_one_is_refused_with_the_advice(self, tmp_path):
+        with (
+            held(tmp_path) as other,
+            pytest.raises(UsageError, match="is running already; stop it first"),
+            supervise.marked(tmp_path, "; stop it first"),
+        ):
+            pass
+        assert supervise.running(tmp_path) is None
+        assert other.poll() is not None
+
+    def test_of_many_at_once_exactly_one_gets_it(self, tmp_path):
+        """Each holds it for longer than the others wait; looking at it meanwhile takes it from nobody."""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", HOLDS.replace("600", "3"), str(tmp_path)]
+        started = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+            for _ in range(5)
+        ]
+        end = time.monotonic() + 60
+        while any(each.poll() is None for each in started):
+            assert time.monotonic() < end
+            supervise.running(tmp_path)
+        told = [each.communicate() for each in started]
+        assert sum(out == "held\n" for out, _ in told) == 1
+        assert sum("is running already" in err for _, err in told) == 4
+
+    def test_looking_does_not_keep_a_start_from_it(self, tmp_path):
+        looking = True
+
+        def look():
+            while looking:
+                supervise.running(tmp_path)
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        try:
+            for _ in range(30):
+                with supervise.marked(tmp_path):
+                    pass
+        finally:
+            looking = False
+            thread.join()
+
+    def test_a_program_that_outlives_its_supervisor_does_not_hold_it(self, tmp_path):
+        program = python("one", SLEEPS, tmp_path)
+        with supervise.marked(tmp_path), Supervisor([program]) as supervisor:
+            until(lambda: says_up(program))
+            child = supervisor.pids()["one"]
+            assert not any("pid" in str(fd.readlink()) for fd in Path(f"/proc/{child}/fd").iterdir())
+
+    def test_stopping_waits_until_it_has_stopped(self, tmp_path):
+        with held(tmp_path) as other:
+            assert supervise.stop(tmp_path) == other.pid
+            assert supervise.running(tmp_path) is None
+
+    def test_one_that_does_not_stop_is_said(self, tmp_path):
+        deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        with held(tmp_path, deaf + HOLDS), pytest.raises(FedwardError, match="has not stopped within 0.2 s"):
+            supervise.stop(tmp_path, 0.2)
+
+    def test_where_nothing_can_be_written_it_is_one_line(self, tmp_path):
+        with pytest.raises(DataError, match="cannot be written"), supervise.marked(tmp_path / "nowhere"):
+            pass
+
+
+WRITES = """
+import time
+for number in range(20_000):
+    print(f"{number:07} " + "x" * 91, flush=True)
+while True:
+    print("up", flush=True)
+    time.sleep(0.05)
+"""
+
+
+class TestLogs:
+    def test_they_stay_below_their_bound_and_nothing_is_written_into_a_hole(self, tmp_path, monkeypatch):
+        """What is written between the copy and the cut is lost; all else stands in one of the two, whole and in order."""
+        monkeypatch.setattr(supervise, "LARGEST_LOG", 100_000)
+        program = python("talks", WRITES, tmp_path)
+        old, largest = tmp_path / "talks.log.1", 0
+        with Supervisor([program]) as supervisor:
+            until(lambda: supervisor.look_after() or program.log.read_bytes().endswith(b"up\n"))
+            largest = program.log.stat().st_size
+        assert largest < 1_000_000
+        kept = [old.read_bytes(), program.log.read_bytes()]
+        assert b"\0" not in b"".join(kept)
+        # A cut may go through a line, so the first and the last of a file may be torn.
+        lines = [line for content in kept for line in content.split(b"\n")[1:-1] if line != b"up"]
+        assert all(len(line) == 99 for line in lines)
+        assert lines == sorted(lines)
+
+    def test_on_a_full_disk_they_are_bounded_all_the_same(self, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(supervise, "LARGEST_LOG", 10)
+        monkeypatch.setattr(supervise.shutil, "copy", full)
+        program = python("one", SLEEPS, tmp_path)
+        with Supervisor([program]) as supervisor:
+            until(lambda: says_up(program))
+            program.log.write_text("x" * 100)
+            supervisor.look_after()
+            assert program.log.read_text() == ""
+
+    def test_they_are_their_owners_alone_and_so_is_what_a_program_writes(self, tmp_path):
+        program = python("one", f"open({str(tmp_path / 'made')!r}, 'w');" + SLEEPS, tmp_path)
+        program.log.write_text("of an earlier release\n")
+        program.log.chmod(0o644)
+        with Supervisor([program]):
+            until(lambda: says_up(program))
+        assert stat.S_IMODE(program.log.stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o600
+
+
+def test_a_signal_before_the_programs_are_looked_after_counts(tmp_path):
+    with supervise.stopping() as stopped:
+        signal.raise_signal(signal.SIGTERM)
+        with Supervisor([]) as supervisor:
+            until_stopped(supervisor, lambda: pytest.fail("it goes on"), stopped=stopped)
+    assert stopped == [signal.SIGTERM]

@@ -132,6 +132,7 @@ class TestResume:
         resumed = play(federation, METHODS["scaffold"], tmp_path)
         assert sha256(resumed.model.weights) == sha256(uninterrupted("scaffold").model.weights)
 
+    @pytest.mark.fault(4, passes_when="a round's record without its checkpoint does not count; the run ends bit-equal")
     def test_a_record_that_was_written_without_its_checkpoint_does_not_count(self, federation, uninterrupted, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             play(federation, METHODS["fedavg"], tmp_path, ROUNDS)
@@ -142,6 +143,7 @@ class TestResume:
         assert len((tmp_path / models.HISTORY).read_bytes().splitlines()) == ROUNDS
 
     @pytest.mark.parametrize("damage", [lambda text: text[:-5], lambda text: b"{" + text[:-1], lambda _: None])
+    @pytest.mark.fault(4, passes_when="rounds.jsonl, cut or gone, is named")
     def test_records_that_are_gone_are_missed(self, federation, tmp_path, damage):
         with pytest.raises(KeyboardInterrupt):
             play(federation, METHODS["fedavg"], tmp_path, ROUNDS)
@@ -191,6 +193,7 @@ class TestFiles:
         assert models.load(tmp_path / NAME) is None
 
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+    @pytest.mark.fault(4, passes_when="a checkpoint, cut, is named")
     def test_a_file_cut_off_is_named(self, tmp_path, share):
         path = tmp_path / NAME
         models.save(path, Checkpoint({"weights": np.ones(1000, np.float32)}, {"rounds": []}))
@@ -201,6 +204,7 @@ class TestFiles:
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.fault(9, passes_when="a byte of a checkpoint turned is found, or harmless")
     def test_a_byte_turned_anywhere_is_found_or_harmless(self, tmp_path):
         path = tmp_path / NAME
         weights = np.arange(50, dtype=np.float32)
@@ -225,6 +229,7 @@ class TestFiles:
         with pytest.raises(DataError, match="damaged"):
             models.load(path)
 
+    @pytest.mark.fault(4, passes_when="a run does not go on from a damaged checkpoint, and keeps it")
     def test_a_damaged_checkpoint_stops_the_resumed_run_and_is_kept(self, federation, tmp_path):
         play(federation, {**METHODS["fedavg"], "rounds": 1}, tmp_path)
         path = tmp_path / NAME

@@ -15,6 +15,8 @@ import pytest
 
 import fedward
 from client import site as sites
+from client.audit import AuditLog
+from common import chain, supervise
 from common.config import as_table, dumps
 from common.errors import FedwardError
 from common.supervise import free_port
@@ -27,35 +29,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command that works; return what it printed."""
-
-    def ran(*words):
-        code = fedward.main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert (code, err) == (0, "")
-        return out
-
-    return ran
-
-
-@pytest.fixture
-def refused(capsys):
-    """Run a command that is refused; return the exit code and the one line."""
-
-    def ran(*words):
-        code = fedward.main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.startswith("fedward: "), err
-        assert err.count("\n") == 1, err
-        assert "Traceback" not in err
-        return code, err
-
-    return ran
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +88,76 @@ class TestWalk:
         assert stat.S_IMODE(place.folder.stat().st_mode) == 0o700
         assert stat.S_IMODE(place.secret.stat().st_mode) == 0o600
         assert coordinator.place_of(provision.open_federation(fed)) == place
+
+
+class TestAudit:
+    """A log is held against what its hospital promised."""
+
+    @pytest.fixture
+    def log(self, run, fed, made, tmp_path):
+        """Write a log with the hospital's key, and have the coordinator hold a promise of its third line."""
+        run("server", "admit", "fed", made / "site" / "request.json", "--out", "answer.json")
+        path = tmp_path / "audit.jsonl"
+        with AuditLog(path, sites.open_site(made / "site").audit_key()) as log:
+            for _ in range(3):
+                log.append("started")
+            text = chain.checkpoint_text(log.checkpoint())
+            log.append("stopped")
+        federation = provision.open_federation(fed)
+        federation.witness.take(federation.members()[0], text, 0)
+        return path
+
+    def test_what_was_promised_is_shown(self, run, log):
+        assert run("server", "audit", "fed").split() == ["St", "Mary", "3", "lines", "promised"]
+        assert json.loads(run("server", "audit", "fed", "--json")) == {"St Mary": 3}
+
+    def test_a_log_that_holds_it_is_said_to(self, run, log):
+        words = ("server", "audit", "fed", "St Mary", "--log", "audit.jsonl")
+        assert run(*words) == "audit.jsonl: holds all 3 lines that 'St Mary' promised.\n"
+        assert json.loads(run(*words, "--json")) == {"hospital": "St Mary", "promised": 3, "intact": True}
+
+    def test_one_that_does_not_is_named_by_line(self, refused, log):
+        log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:2]))
+        code, line = refused("server", "audit", "fed", "St Mary", "--log", "audit.jsonl")
+        assert (code, "audit.jsonl: line 3: missing" in line) == (1, True)
+
+    def test_a_hospital_may_begin_anew(self, run, log):
+        assert "ended/St Mary.json" in run("server", "audit", "fed", "St Mary", "--put-aside")
+        assert "0 lines promised" in run("server", "audit", "fed")
+        assert "promised nothing" in run("server", "audit", "fed", "St Mary", "--put-aside")
+
+    def test_wrong_words(self, refused, log):
+        assert refused("server", "audit", "fed", "St Marx")[0] == 2
+        assert "did you mean 'St Mary'?" in refused("server", "audit", "fed", "St Marx")[1]
+        assert "for one hospital" in refused("server", "audit", "fed", "--log", "audit.jsonl")[1]
+        assert "cannot be read" in refused("server", "audit", "fed", "St Mary", "--log", "gone")[1]
+
+
+class TestDamagedMember:
+    @pytest.fixture
+    def damaged(self, run, fed, request_file):
+        run("server", "admit", "fed", "request.json")
+        (fed / "members" / "Lakeside.json").write_text("{")
+        return fed
+
+    def test_the_status_names_the_file_and_goes_on(self, run, damaged):
+        lines = run("server", "status", "fed").splitlines()
+        assert any("St Mary" in line for line in lines)
+        assert [line for line in lines if "Lakeside.json" in line and line.startswith("  DAMAGED")]
+        assert "Lakeside.json" in json.loads(run("server", "status", "fed", "--json"))["damaged"][0]
+
+    def test_a_running_federation_says_it_once_and_lets_the_others_in(self, damaged, caplog):
+        """Nobody listens where Flower would, so each is tried again at the next look."""
+        federation, known = provision.open_federation(damaged), set()
+        place = coordinator.place_of(federation)
+        for _ in range(3):
+            coordinator.let_in(place, federation, known)
+        assert [record.getMessage().count("Lakeside.json") for record in caplog.records] == [1]
+
+    def test_a_run_that_starts_refuses_and_names_it(self, refused, damaged):
+        code, line = refused("server", "run", "fed", "heart")
+        assert (code, "Lakeside.json" in line) == (1, True)
+        assert list(damaged.glob("runs/*")) == []
 
 
 class TestWrong:
@@ -246,11 +289,11 @@ class TestStart:
 
     def test_one_that_runs_already(self, refused, fed):
         (fed / "run").mkdir()
-        (fed / "run" / "pid").write_text(str(os.getpid()))
-        code, line = refused("server", "start", "fed", "--listen", f"127.0.0.1:{free_port()}")
+        with supervise.marked(fed / "run"):
+            code, line = refused("server", "start", "fed", "--listen", f"127.0.0.1:{free_port()}")
         assert (code, "is running already; 'fedward server stop" in line) == (2, True)
 
-    @pytest.mark.parametrize("pid", [None, "", "x", "-", "999999999"])
+    @pytest.mark.parametrize("pid", [None, "", "x", "-", "999999999", "1", "-1"])
     def test_stopping_what_does_not_run(self, refused, fed, pid):
         if pid is not None:
             (fed / "run").mkdir()
@@ -335,3 +378,69 @@ class TestRun:
         code, _ = refused("server", "run", "fed", "heart")
         assert code == 1
         assert list(fed.glob("runs/*")) == []
+
+
+class TestKeeping:
+    def test_a_federation_comes_back_with_members_and_port(self, run, fed, request_file, monkeypatch):
+        run("server", "admit", "fed", "request.json")
+        place = coordinator.place_of(provision.open_federation(fed))
+        (fed / "run" / "gateway.log").write_text("noise")
+        monkeypatch.setenv("FEDWARD_PASSPHRASE", "correct horse")
+        assert "sealed by the passphrase" in run("server", "backup", "fed", "file")
+        assert "Restored the federation 'trial' in new" in run("server", "restore", "file", "new")
+        again = provision.open_federation(Path("new"))
+        assert [member.name for member in again.members()] == ["St Mary"]
+        assert coordinator.place_of(again).port == place.port
+        assert not (Path("new") / "run" / "gateway.log").exists()
+        monkeypatch.delenv("FEDWARD_PASSPHRASE")
+        assert "WARNING: it holds private keys" in run("server", "backup", "fed", "bare")
+
+    @pytest.mark.parametrize("words", [["backup", "none", "file"], ["service", "none"]], ids=lambda words: words[0])
+    def test_a_folder_that_is_no_federation(self, refused, words):
+        assert refused("server", *words)[0] == 2
+
+    def test_a_port_below_1024_is_the_only_right_that_its_unit_asks_for(self, run, fed):
+        unit = json.loads(run("server", "service", "fed", "--json"))["fedward-server.service"]
+        assert "AmbientCapabilities=\n" in unit
+        assert "CAP_" not in unit
+        words = ("server", "service", "fed", "--listen", "0.0.0.0:443", "--json")
+        assert "AmbientCapabilities=CAP_NET_BIND_SERVICE\n" in json.loads(run(*words))["fedward-server.service"]
+
+
+class TestState:
+    def test_a_run_under_way_is_not_an_interrupted_one(self, run, refused, fed, federation):
+        folder = runs.new_folder(fed / "runs", "heart")
+        (folder / "config.toml").write_text(dumps(as_table(federation.config())))
+        assert json.loads(run("server", "status", "fed", "--json"))["runs"][0]["state"] == "interrupted"
+        with supervise.marked(folder):
+            assert json.loads(run("server", "status", "fed", "--json"))["runs"][0]["state"] == "running"
+            assert "is running already" in refused("server", "resume", "fed", "heart-0001", "--json")[1]
+            assert (folder / "config.toml").exists(), "a second process takes nothing from the first"
+
+
+@pytest.mark.slow
+def test_a_signal_while_flower_starts_stops_all_of_it(fed):
+    """Flower takes seconds to answer; the signal comes as soon as its process is there."""
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "fedward",
+        "server",
+        "start",
+        str(fed),
+        "--listen",
+        f"127.0.0.1:{free_port()}",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 60
+        while not (fed / "run" / "superlink.log").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "stopped\n", "")
+    assert not (fed / "run" / "pid").exists()
+    assert children
+    assert not any(Path(f"/proc/{child}").exists() for child in children)

@@ -175,6 +175,10 @@ class TestBadUpdates:
         assert sha256(honest.model.weights) != sha256(without_bad.model.weights)
 
     @pytest.mark.parametrize("name", CHANGES)
+    @pytest.mark.fault(
+        10,
+        passes_when="every kind of bad answer is dropped with its code; the weights are those without that hospital",
+    )
     def test_it_is_dropped_with_its_code_and_leaves_no_trace(self, federation, without_bad, name):
         change, code = CHANGES[name]
         outcome = federation.run(LIMITS, {BAD: in_round(ROUND, change)})
@@ -197,6 +201,7 @@ class TestBadUpdates:
         assert dropped(outcome) == [(ROUND, BAD, "late")]
         assert sha256(outcome.model.weights) == sha256(without_bad.model.weights)
 
+    @pytest.mark.fault(10, passes_when="an update that would overflow the sum")
     def test_without_a_cap_a_large_update_counts_but_one_that_would_overflow_the_sum_does_not(self, federation):
         scripts = {BAD: in_round(ROUND, values(lambda vector: vector + np.float32(100)))}
         assert dropped(federation.run({}, scripts)) == []
@@ -205,6 +210,7 @@ class TestBadUpdates:
         assert dropped(outcome) == [(ROUND, BAD, "norm")]
         assert np.isfinite(outcome.model.weights).all()
 
+    @pytest.mark.fault(10, passes_when="two bad hospitals in every round")
     def test_two_bad_ones_in_every_round(self, federation):
         always = lambda change: lambda message, answer: change(message, answer()) if round_of(message) else answer()  # noqa: E731
         outcome = federation.run(LIMITS, {"east": always(put(0, np.nan)), "west": always(count(-1))})
@@ -431,7 +437,7 @@ class TestSelection:
     def coordinator(self, settings, count=10):
         config = read_run({"task": "heart", **settings})
         names = [f"h{number}" for number in range(count)]
-        return rounds.Coordinator(None, Plan(config), rounds.Fleet(dict.fromkeys(names, 0), [], {}), "")
+        return rounds.Coordinator(None, Plan(config), rounds.Fleet(dict.fromkeys(names, 0), [], {}), "", "")
 
     def draws(self, seed, **selection):
         coordinator = self.coordinator({"seed": seed, "selection": selection})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from client.data import deidentify, split, vault
 from client.data.reading import read
-from client.data.schema import commented, mapping_of
+from client.data.schema import commented, label_column, mapping_of
 from common.config import loads
 from common.errors import ConfigError, DataError, UsageError
 from common.tasks.heart import COLUMNS, Heart
@@ -362,9 +362,11 @@ class TestSettings:
     @pytest.mark.parametrize("task", [HEART, NOTES, SMALL], ids=lambda task: task.name)
     def test_the_section_for_a_new_site_is_valid_commented_or_not(self, task):
         text = commented(task)
-        mapping_of(loads(text)["data"], task)
         bare = [line.removeprefix("# ") if " = " in line else line for line in text.splitlines()]
-        mapping_of(loads("\n".join(bare))["data"], task)
+        names = {column.name: column.name for column in (*task.columns, label_column(task))}
+        for each in (text, "\n".join(bare)):
+            mapping = mapping_of(loads(each)["data"], task)
+            assert {name: how.name for name, how in mapping.columns.items()} == names
 
 
 class TestParquet:

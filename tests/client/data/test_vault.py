@@ -196,6 +196,7 @@ class TestNothingInTheClear:
 
 
 class TestTampering:
+    @pytest.mark.fault(9, passes_when="a bit of the sealed patients turned is refused")
     def test_a_bit_turned_in_any_byte_is_refused(self, path):
         vault.seal(path, make(2), NOTES, KEY, "east")
         whole = path.read_bytes()
@@ -216,6 +217,7 @@ class TestTampering:
             assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize("chunk", [64, 1 << 20])
+    @pytest.mark.fault(4, passes_when="the sealed patients, cut, are refused")
     def test_a_file_cut_off_or_lengthened_is_refused(self, path, monkeypatch, chunk):
         monkeypatch.setattr(vault, "CHUNK", chunk)
         vault.seal(path, make(3), NOTES, KEY, "east")
