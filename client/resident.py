@@ -8,12 +8,13 @@ import os
 import sys
 import threading
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from client import service
 from client.app import Seat, guarded
-from client.audit import AuditLog
+from client.audit import LONGEST, AuditLog
 from client.data import vault
 from client.gate import Gate
 from client.policy import read_policy
@@ -25,7 +26,7 @@ from common.errors import FedwardError
 from common.tasks import task_of
 
 SOCKET, AUDIT, POLICY = "run/worker.sock", "audit.jsonl", "site.toml"
-ANSWER_SECONDS = 3600.0
+ANSWER_SECONDS = LONGEST
 """How long one answer may take before the worker is ended and started anew."""
 
 _log = logging.getLogger("fedward.worker")
@@ -57,7 +58,8 @@ def serve(site: Site) -> None:
         gate = Gate(
             hospital, Seat(Worker(), hospital), site.folder / POLICY, audit, str(site.federation["fingerprint"])
         )
-        service.serve(site.folder / SOCKET, guarded(gate), lambda: print("ready", flush=True), ANSWER_SECONDS)
+        ready = partial(print, "ready", flush=True)
+        service.serve(site.folder / SOCKET, guarded(gate), ready, ANSWER_SECONDS, policy.site.stub_group)
 
 
 def _end_above(megabytes: int) -> None:

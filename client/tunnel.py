@@ -13,8 +13,8 @@ import random
 import ssl
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
@@ -31,17 +31,24 @@ LOOPBACK = "127.0.0.1"
 RENEW = "/fedward/renew"
 TRUST, SHOWN, SHOWN_KEY = "tunnel-ca.pem", "tunnel.pem", "tunnel.key"
 """Files for the loopback side: what Flower's node is told to trust, and what it is shown."""
+REACHED = "reached"
+"""A file whose time is when the coordinator last let this hospital's node in."""
 LOOPBACK_LIFE = timedelta(days=730)
 
-TIMEOUT = httpx.Timeout(60.0, connect=10.0)
-RETRY_SECONDS = 20.0
-"""How long a gateway that can't be reached is tried before the node is told so; it then waits up to a minute, and this side tries every 2 s."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 2.0
-WAIT_ON_SECONDS = 2.0
-"""How often the node is told to wait on. Its time-outs, 5 s for a sign of life and 30 s for others, begin when it has written its last byte, which may
-take minutes from here over a slow line."""
+TIMEOUT = httpx.Timeout(60.0, connect=3.0, read=5 * relay.WAIT_ON_SECONDS)
+"""A gateway that is at work says so; one that says nothing is gone, whatever the connection looks like."""
+RETRY_SECONDS = 240.0
+"""How long a gateway that can't be reached is tried before the node is told so: almost as long as the node's signature counts, 300 s. Once told, the node waits
+up to 20 s before it asks again, even if the line is back by then."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 1.5
+BROKEN = (httpx.TransportError, ssl.SSLError)
+"""What a broken line raises. Bytes that were damaged on their way fail TLS's check, which httpx hands on as it is."""
+IDLE_SECONDS = 15.0
+"""How long a connection to the gateway without requests is kept; what stands between may forget it without a word."""
 RENEW_SECONDS = 3600.0
 """How often the age of the hospital's certificate is looked at."""
+
+REFUSED = "refuses this hospital: revoked, its certificate overtaken, or another node key enrolled; ask the coordinator"
 
 _log = logging.getLogger("fedward.tunnel")
 
@@ -64,8 +71,11 @@ class Identity(Protocol):
 class Tunnel:
     """The ASGI application; ``gateway`` is a URL such as ``https://fedward.example.org:8443``."""
 
-    def __init__(self, gateway: str, identity: Identity, limit: int = relay.LARGEST) -> None:
+    def __init__(
+        self, gateway: str, identity: Identity, limit: int = relay.LARGEST, reached: Path | None = None
+    ) -> None:
         self._gateway, self._identity, self._limit = gateway.rstrip("/"), identity, limit
+        self._reached = reached
         self._client = client_of(gateway, identity.tls_context())
         self._stopping = asyncio.Event()
         self._shown = identity.certificate.read_bytes()
@@ -102,15 +112,15 @@ class Tunnel:
             await relay.answer(send, refusal.code)
         except Gone:
             pass
-        except httpx.TransportError as error:
+        except BROKEN as error:
             # The answer has begun; the server cuts it off when this returns, and the node asks again.
             self._say(self._explained(error))
 
     async def _pass_on(self, path: str, body: Body, scope: Scope, send: Send) -> None:
-        async with _waiting_on(scope):
+        async with relay.waiting_on(scope):
             try:
                 response = await self._reach(path, body, scope)
-            except httpx.TransportError as error:
+            except BROKEN as error:
                 self._say(self._explained(error))
                 response = None
         if response is None:
@@ -147,15 +157,16 @@ class Tunnel:
             self._said = line
             _log.warning("%s", line)
 
-    def _explained(self, error: httpx.TransportError) -> str:
-        return _explained(error, self._gateway, self._shown)
+    def _explained(self, error: Exception) -> str:
+        return explained(error, self._gateway, self._shown, "trying on")
 
     def _say_answered(self, response: httpx.Response) -> None:
+        if self._reached and response.is_success:
+            with suppress(OSError):
+                self._reached.touch()
         # Flower says more than nothing when it refuses; the gateway does not.
         if response.status_code == httpx.codes.FORBIDDEN and response.headers.get("content-length") == "0":
-            self._say(
-                f"{self._gateway} refuses this hospital: revoked, its certificate overtaken, or another node key enrolled; ask the coordinator"
-            )
+            self._say(f"{self._gateway} {REFUSED}")
         elif self._said:
             self._said = ""
             _log.warning("%s answers again", self._gateway)
@@ -165,7 +176,7 @@ class Tunnel:
             try:
                 await self._freshen()
             except (FedwardError, httpx.TransportError, OSError) as error:
-                reason = self._explained(error) if isinstance(error, httpx.TransportError) else error
+                reason = self._explained(error) if isinstance(error, BROKEN) else error
                 _log.warning("the hospital's certificate was not renewed, which is tried again in an hour: %s", reason)
             await asyncio.sleep(RENEW_SECONDS)
 
@@ -187,11 +198,11 @@ class Tunnel:
 
     async def _show(self) -> None:
         """Show the gateway the certificate that is there now; requests under way end on the connections that they began on."""
-        self._shown = self._identity.certificate.read_bytes()
+        shown = self._identity.certificate.read_bytes()
         context = await asyncio.to_thread(self._identity.tls_context)
         if self._before:
             await self._before.aclose()
-        self._before, self._client = self._client, client_of(self._gateway, context)
+        self._before, self._client, self._shown = self._client, client_of(self._gateway, context), shown
 
 
 def _check_route(method: str, path: str) -> None:
@@ -199,20 +210,14 @@ def _check_route(method: str, path: str) -> None:
         raise Refused(403, "no route for Flower's node")
 
 
-@asynccontextmanager
-async def _waiting_on(scope: Scope) -> AsyncIterator[None]:
-    """Within, tell the node every now and then to wait on."""
+class _Transport(httpx.AsyncHTTPTransport):
+    """HTTP over TLS, for which a connection that was reset in the moment in which it was made is none; httpx has no error for it."""
 
-    async def tell() -> None:
-        while True:
-            await asyncio.sleep(WAIT_ON_SECONDS)
-            scope[relay.WAITING]()
-
-    telling = asyncio.create_task(tell())
-    try:
-        yield
-    finally:
-        await relay.ended(telling)
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await super().handle_async_request(request)
+        except AttributeError:  # there is no socket any more whose options could be set
+            raise httpx.ConnectError("reset while connecting", request=request) from None
 
 
 def client_of(gateway: str, context: ssl.SSLContext) -> httpx.AsyncClient:
@@ -226,18 +231,24 @@ def client_of(gateway: str, context: ssl.SSLContext) -> httpx.AsyncClient:
     address = urlsplit(gateway)
     if address.scheme != "https" or not address.hostname or address.path.strip("/"):
         raise UsageError(f"gateway: expected a URL such as https://fedward.example.org:8443, got {gateway[:80]!r}")
-    transport = httpx.AsyncHTTPTransport(
+    transport = _Transport(
         verify=context,
         trust_env=False,
-        limits=httpx.Limits(max_connections=None, keepalive_expiry=relay.IDLE_SECONDS - 15),
-        proxy=_proxy(address.netloc),
+        limits=httpx.Limits(max_connections=None, keepalive_expiry=IDLE_SECONDS),
+        proxy=proxy_for(address.netloc),
         socket_options=relay.socket_options(),
     )
     return httpx.AsyncClient(transport=transport, trust_env=False)
 
 
-def _proxy(host: str) -> httpx.Proxy | None:
-    """Return the proxy that ``HTTPS_PROXY`` or ``ALL_PROXY`` names, unless ``NO_PROXY`` has the host."""
+def proxy_for(host: str) -> httpx.Proxy | None:
+    """Return the proxy that ``HTTPS_PROXY`` or ``ALL_PROXY`` names, unless ``NO_PROXY`` has the host.
+
+    Raises
+    ------
+    UsageError
+        When its URL is none.
+    """
     found = urllib.request.getproxies()
     url = found.get("https") or found.get("all")
     if not url or urllib.request.proxy_bypass(host):
@@ -248,8 +259,8 @@ def _proxy(host: str) -> httpx.Proxy | None:
         raise UsageError("HTTPS_PROXY: expected a URL such as http://proxy.example.org:3128") from None
 
 
-def _explained(error: httpx.TransportError, gateway: str, shown: bytes) -> str:
-    """Say in one line what is wrong with the way to the gateway, and what to do."""
+def explained(error: Exception, gateway: str, shown: bytes, otherwise: str) -> str:
+    """Say in one line what is wrong with the way to the gateway, and what to do; ``otherwise`` where nothing answers there."""
     untrusted = relay.cause(error, ssl.SSLCertVerificationError)
     if untrusted:
         return (
@@ -262,7 +273,9 @@ def _explained(error: httpx.TransportError, gateway: str, shown: bytes) -> str:
     if isinstance(error, httpx.ProxyError):
         return f"the proxy of HTTPS_PROXY does not connect to {gateway} ({error}); have it allowed there"
     reasons = [each.strerror for each in relay.causes(error) if isinstance(each, OSError) and each.strerror]
-    return f"{gateway} cannot be reached ({reasons[-1] if reasons else str(error) or type(error).__name__}); trying on"
+    return (
+        f"{gateway} cannot be reached ({reasons[-1] if reasons else str(error) or type(error).__name__}); {otherwise}"
+    )
 
 
 def loopback(folder: Path) -> ssl.SSLContext:
@@ -315,7 +328,7 @@ def serve(
     FedwardError
         When the hospital has not joined, its key cannot be opened, or the port is taken.
     """
-    tunnel, context = Tunnel(gateway, identity), loopback(folder)
+    tunnel, context = Tunnel(gateway, identity, reached=folder / REACHED), loopback(folder)
     listener = relay.listen(LOOPBACK, port)
     bound = int(listener.getsockname()[1])
     relay.Server(tunnel, context, listener, lambda: ready(bound)).run()

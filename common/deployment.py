@@ -8,7 +8,7 @@ is never executed. As in `common.flower`, all of this was tried with one release
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,20 +92,15 @@ class Control:
 
     def register(self, public_key: str, name: str) -> None:
         """Let a node take part, by its public key as OpenSSH writes it; one that does so already stays as it is."""
-        import httpx
         from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-        from flwr.proto.control_pb2 import RegisterNodeRequest
-        from flwr.supercore.error import ApiErrorCode, FlowerError
+        from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest
         from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
         known = public_key_to_bytes(load_ssh_public_key(public_key.encode()))  # type: ignore[arg-type]
         with self._opened() as client:
-            try:
+            # Asked first: Flower writes an error into its log where it knows the key.
+            if known not in {node.public_key for node in client.ListNodes(ListNodesRequest()).nodes_info}:
                 client.RegisterNode(RegisterNodeRequest(public_key=known, name=name))
-            except httpx.HTTPStatusError as error:
-                known_already = FlowerError.from_json(error.response.text)
-                if not known_already or known_already.code != ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE:
-                    raise
 
     def online(self) -> list[str]:
         """Return the names of the nodes that are connected."""
@@ -226,27 +221,25 @@ class Task:
             )
 
     @contextmanager
-    def grid(self) -> Iterator["Grid"]:
-        """Give the Grid of the run; at the end of the block the run is over, well or, after an error, not."""
+    def grid(self, screen: "Callable[[Message], Message] | None" = None) -> Iterator["Grid"]:
+        """Give the Grid of the run, whose answers pass ``screen``; at the end of the block the run is over, well or, after an error, not."""
         from flwr.common.serde import run_from_proto
         from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest
-        from flwr.superlink.grid.http_grid import HttpGrid
 
         from common import flower
+        from common.grid import PatientGrid
 
-        with _client(self) as client:
+        with _reached(), _client(self) as client:
             given = client.PullTaskInput(PullTaskInputRequest())
-            grid = HttpGrid(self.address, insecure=True, token=self.token)
+            grid = PatientGrid(self.address, self.token, screen)
             grid.set_run(run_from_proto(given.run))
-            ended = ("failed", "ended by an error")
+            ended = PushTaskOutputRequest(context=given.context, sub_status="failed", details="ended by an error")
             try:
                 with flower.identity(self.run_id):
                     yield grid
-                ended = ("completed", "")
+                ended = PushTaskOutputRequest(context=given.context, sub_status="completed")
             finally:
-                client.PushTaskOutput(
-                    PushTaskOutputRequest(context=given.context, sub_status=ended[0], details=ended[1])
-                )
+                _tell_once(client, ended)
                 grid.close()
 
 
@@ -288,13 +281,26 @@ def _client(task: Task) -> Iterator[Any]:
         client.close()
 
 
+def _tell_once(client: Any, ended: Any) -> None:
+    """Tell Flower how a run ended, where it can be told: whoever stops a run does not wait for a Flower that is gone, and what was trained is saved by then."""
+    import httpx
+    from flwr.supercore.run import RunNotRunningException
+
+    client._retry_invoker.max_tries = 1  # noqa: SLF001 - as Flower's own launcher does when it ends
+    with suppress(httpx.HTTPError, RunNotRunningException):
+        client.PushTaskOutput(ended)
+
+
 @contextmanager
 def _reached() -> Iterator[None]:
     """Turn what an HTTP client raises into errors that a user can mend."""
     import httpx
+    from flwr.supercore.run import RunNotRunningException
 
     try:
         yield
+    except RunNotRunningException:
+        raise FedwardError("Flower has ended this run, as it does when it hears nothing of it for a minute") from None
     except httpx.TransportError:
         raise Unreachable("Flower does not answer on this machine; is it running?") from None
     except httpx.HTTPStatusError as error:

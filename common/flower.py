@@ -114,6 +114,14 @@ def without_content(message: "Message") -> "Message":
     return make_message(metadata=message.metadata, content=RecordDict())
 
 
+def refused(message: "Message", code: str) -> "Message":
+    """Return an answer with a code in the place of its content."""
+    from flwr.app import Error
+    from flwr.app.message.message import make_message
+
+    return make_message(metadata=message.metadata, error=Error(1, code))
+
+
 def context_bytes(context: "Context") -> bytes:
     """Write a context, its state included, as Flower's own protobuf bytes."""
     from flwr.common.serde import context_to_proto

@@ -10,8 +10,10 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, MutableMapping
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
@@ -27,6 +29,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
 T = TypeVar("T")
+_log = logging.getLogger("fedward.relay")
 
 FLEET = frozenset(
     f"/v1/fleet/{name}"
@@ -76,6 +79,11 @@ IDLE_SECONDS = 75
 """How long a connection without requests is kept."""
 STOP_SECONDS = 5
 """How long requests under way may take to end when the server is told to stop."""
+WAIT_ON_SECONDS = 2.0
+"""How often a client is told to wait on. The time-outs of Flower's node, 5 s for a sign of life and 30 s for others, begin when it has written its last byte,
+which may take minutes from there over a slow line; a tunnel's tells it that its gateway is gone."""
+REPEAT_SECONDS = 60.0
+"""How often it is logged that a connection of one address was refused for one reason."""
 CERTIFICATE = "fedward.certificate"
 """Where in a request's scope the peer's certificate stands, in DER; absent where it showed none."""
 WAITING = "fedward.waiting"
@@ -277,6 +285,10 @@ class Connection(H11Protocol):
         else:
             super().shutdown()
 
+    def timeout_keep_alive_handler(self) -> None:
+        """End a connection that has had no request for long, at once: a peer that has vanished would not answer a polite end of TLS."""
+        self.transport.abort()
+
     def wait_on(self) -> None:
         """Send 102 Processing where nothing has been answered yet: a client's time-out for reading begins anew."""
         if self.conn.our_state is h11.SEND_RESPONSE and not self.transport.is_closing():
@@ -310,27 +322,68 @@ class Server(uvicorn.Server):
             server_header=False,
             timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=STOP_SECONDS,
-            ssl_context_factory=lambda *_: context,
         )
         super().__init__(config)
-        self._app, self._listener, self._ready = app, listener, ready
+        self._app, self._context, self._listener, self._ready = app, context, listener, ready
+        self._accepting: asyncio.Task[None] | None = None
+        self._beginning: set[asyncio.Task[None]] = set()
+        self._said: dict[tuple[str, str], float] = {}
 
     def run(self, _sockets: Any = None) -> None:
         """Serve; return when told to stop and all requests have ended."""
         super().run([self._listener])
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    async def startup(self, sockets: Any = None) -> None:  # noqa: ARG002 - uvicorn names it
         """Begin, and say so."""
         await self._app.open()
-        await super().startup(sockets)
-        if self.started:
-            self._ready()
+        await super().startup([])
+        self._accepting = asyncio.create_task(self._accept())
+        self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End."""
         await self._app.stop()
+        for task in (self._accepting, *self._beginning):
+            await ended(task)
         await super().shutdown(sockets)
         await self._app.close()
+
+    async def _accept(self) -> None:
+        """Take connections; asyncio's own servers say nothing of one whose handshake fails."""
+        loop = asyncio.get_running_loop()
+        self._listener.setblocking(False)
+        while True:
+            try:
+                connection, address = await loop.sock_accept(self._listener)
+            except OSError:  # the peer has gone, or there are no descriptors left
+                await asyncio.sleep(0.1)
+                continue
+            task = loop.create_task(self._begin(connection, str(address[0])))
+            self._beginning.add(task)
+            task.add_done_callback(self._beginning.discard)
+
+    async def _begin(self, connection: socket.socket, host: str) -> None:
+        """Have a connection's TLS begin, and log who is refused and why."""
+        make = partial(
+            Connection, config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=None
+        )
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                make, connection, ssl=self._context, ssl_handshake_timeout=HEAD_SECONDS
+            )
+        except ssl.SSLError as error:
+            if not isinstance(error, ssl.SSLEOFError):
+                self._say_refused(host, _reason(error))
+        except OSError:
+            pass  # it hung up, or said nothing
+
+    def _say_refused(self, host: str, reason: str) -> None:
+        """Log it, once a while for each: a hospital whose certificate has expired knocks every few seconds."""
+        now = time.monotonic()
+        self._said = {known: when for known, when in self._said.items() if now - when < REPEAT_SECONDS}
+        if (host, reason) not in self._said:
+            self._said[host, reason] = now
+            _log.warning("refused a connection from %s: %s", host, reason)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -349,6 +402,15 @@ class Server(uvicorn.Server):
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self.should_exit = True
+
+
+def _reason(error: ssl.SSLError) -> str:
+    """Say why a handshake failed, in OpenSSL's own words but for what they hide."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate: {error.verify_message}"
+    if error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return "it showed no certificate"
+    return (error.reason or "no TLS").lower().replace("_", " ")
 
 
 def socket_options() -> list[tuple[int, int, int]]:
@@ -395,6 +457,22 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 def cause(error: BaseException, kind: type[T]) -> T | None:
     """Return the first error of a kind among those that led to this one."""
     return next((each for each in causes(error) if isinstance(each, kind)), None)
+
+
+@asynccontextmanager
+async def waiting_on(scope: Scope) -> AsyncIterator[None]:
+    """Within, tell the peer every now and then to wait on."""
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(WAIT_ON_SECONDS)
+            scope[WAITING]()
+
+    telling = asyncio.create_task(tell())
+    try:
+        yield
+    finally:
+        await ended(telling)
 
 
 async def ended(task: "asyncio.Task[Any] | None") -> None:

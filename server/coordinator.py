@@ -1,26 +1,37 @@
 """The coordinator's programs and its runs: Flower's SuperLink on loopback behind the gateway, and this process as the ServerApp of a run."""
 
+import logging
 import secrets
+import shutil
+import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import deployment, flower, keys, relay, supervise
+from common import deployment, flower, health, keys, relay, supervise
 from common.deployment import Control, Task, Tasks
-from common.errors import FedwardError, Unreachable, UsageError
+from common.errors import FedwardError, Unreachable
 from common.supervise import Program, Supervisor, free_port, until_stopped
+from server import watch
 from server.plan import Plan
-from server.provision import Federation
+from server.provision import Federation, open_federation
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
+RUN = "run"
+"""The folder within a federation's own in which its programs meet."""
+RUNS = "runs"
+"""The folder of the runs that a process of this machine is the ServerApp of, each by Flower's number."""
 TAKE_SECONDS = 20.0
 """How long a run that was begun may take until it can be taken up."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ class Place:
 
 def place_of(federation: Federation) -> Place:
     """Return the meeting place of a federation, made when it is first asked for; its port stays the same from then on."""
-    folder = federation.folder / "run"
+    folder = federation.folder / RUN
     folder.mkdir(mode=0o700, exist_ok=True)
     port, secret = folder / "port", folder / "secret"
     if not port.exists():
@@ -57,26 +68,41 @@ def place_of(federation: Federation) -> Place:
     return Place(folder, int(port.read_text()), federation.token())
 
 
-def start(federation: Federation, host: str, port: int) -> None:
-    """Run the federation's programs until this process is told to stop; hospitals that are admitted meanwhile are let in.
+def start(
+    federation: Federation, host: str, port: int, tell: Callable[[str], object], health_port: int | None = None
+) -> None:
+    """Run the federation's programs until this process is told to stop; ``tell`` gets one line as soon as they are up. Hospitals that are admitted later are let in.
 
     Raises
     ------
     UsageError
         When it is running already, or nothing can listen there.
     """
-    if running(federation):
-        raise UsageError(f"{federation.folder}: is running already; 'fedward server stop {federation.folder}' ends it")
-    relay.listen(host, port).close()  # the gateway is another process, whose log nobody may be looking at
     place, known = place_of(federation), set[str]()
-    with supervise.marked(place.folder), Supervisor(programs(place, federation, host, port)) as supervisor:
-        wait_for_flower(place)
-        until_stopped(supervisor, lambda: let_in(place, federation, known))
+    advice = f"; 'fedward server stop {federation.folder}' ends it"
+    with supervise.stopping() as stopped, supervise.marked(place.folder, advice) as note:
+        relay.listen(host, port).close()  # the gateway is another process, whose log nobody may be looking at
+        supervisor = Supervisor(programs(place, federation, host, port))
+        figures = partial(watch.figures, federation, partial(online, federation))
+        with health.answering(place.folder, supervisor.states, figures, health_port), supervisor:
+            wait_for_flower(place, stopped=stopped)
+            let_in(place, federation, known)
+            wait_for_door(place, host, port, stopped)
+            note(supervisor.pids())
+            if not stopped:
+                admitted = sum(not member.revoked for member in federation.survey()[0])
+                tell(f"open at {host}:{port}; {admitted} {'hospital' if admitted == 1 else 'hospitals'} admitted")
+
+            def look() -> None:
+                note(supervisor.pids())
+                let_in(place, federation, known)
+
+            until_stopped(supervisor, look, stopped=stopped)
 
 
 def running(federation: Federation) -> int | None:
     """Return the process that runs the federation's programs; None where there is none."""
-    return supervise.running(federation.folder / "run")
+    return supervise.running(federation.folder / RUN)
 
 
 def online(federation: Federation) -> list[str] | None:
@@ -99,8 +125,15 @@ def gateway(place: Place, federation: Federation, host: str, port: int) -> Progr
 
 
 def let_in(place: Place, federation: Federation, known: set[str]) -> None:
-    """Tell Flower of the nodes of hospitals that are not ``known`` to it yet; the gateway decides at every request whether they are still admitted."""
-    for member in federation.members():
+    """Tell Flower of the nodes of hospitals that are not ``known`` to it yet; the gateway decides at every request whether they are still admitted.
+
+    A damaged file of one is said, once, and keeps nobody else out.
+    """
+    members, damaged = federation.survey()
+    for text in {str(error) for error in damaged} - known:
+        _log.error("%s", text)
+        known.add(text)
+    for member in members:
         if member.node_key not in known and not member.revoked:
             with suppress(Unreachable):
                 place.control().register(member.node_key, member.name)
@@ -124,8 +157,8 @@ def superlink(place: Place, token: Path) -> Program:
     return Program("superlink", command, place.folder / "superlink.log", {"FLWR_HOME": str(place.folder / "flower")})
 
 
-def wait_for_flower(place: Place, seconds: float = 30.0) -> None:
-    """Wait until the SuperLink answers.
+def wait_for_flower(place: Place, seconds: float = 30.0, stopped: Sequence[int] = ()) -> None:
+    """Wait until the SuperLink answers, or there is something in ``stopped``.
 
     Raises
     ------
@@ -133,7 +166,7 @@ def wait_for_flower(place: Place, seconds: float = 30.0) -> None:
         When it does not in time; the message names its log.
     """
     end = time.monotonic() + seconds
-    while True:
+    while not stopped:
         try:
             place.control().online()
         except Unreachable:
@@ -141,6 +174,22 @@ def wait_for_flower(place: Place, seconds: float = 30.0) -> None:
                 raise Unreachable(
                     f"Flower did not start within {seconds:g} s; see {place.folder / 'superlink.log'}"
                 ) from None
+            time.sleep(0.2)
+        else:
+            return
+
+
+def wait_for_door(place: Place, host: str, port: int, stopped: Sequence[int] = (), seconds: float = 30.0) -> None:
+    """Wait until the gateway listens, or there is something in ``stopped``; errors as of `wait_for_flower`."""
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing is bound here
+    end = time.monotonic() + seconds
+    while not stopped:
+        try:
+            socket.create_connection((near, port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > end:
+                log = place.folder / "gateway.log"
+                raise Unreachable(f"the gateway did not open within {seconds:g} s; see {log}") from None
             time.sleep(0.2)
         else:
             return
@@ -167,8 +216,29 @@ def wait_for_hospitals(place: Place, count: int, seconds: float) -> None:
 def grid(place: Place, plan: Plan) -> Iterator["Grid"]:
     """Begin a run whose ServerApp is this process; it is over when the block ends."""
     flower.quiet()
-    with _taken(place, place.control().start(deployment.bundle(), {"run": plan.text})).grid() as opened:
-        yield opened
+    end_left_behind(place)
+    run_id = place.control().start(deployment.bundle(), {"run": plan.text})
+    folder = place.folder / RUNS / str(run_id)
+    folder.mkdir(mode=0o700, parents=True)
+    try:
+        screen = open_federation(place.folder.parent).screen()
+        with supervise.marked(folder), _taken(place, run_id).grid(screen) as opened:
+            yield opened
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_left_behind(place: Place) -> None:
+    """End the runs of processes that were killed: hospitals wait for the rest of what these were sending, and Flower for a sign of life."""
+    for folder in (place.folder / RUNS).glob("*"):
+        if not supervise.running(folder):
+            try:
+                place.control().stop(int(folder.name))
+            except Unreachable:
+                raise
+            except FedwardError:
+                pass  # it is over, or Flower has forgotten it
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _taken(place: Place, run_id: int) -> Task:

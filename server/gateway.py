@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,11 +27,13 @@ from cryptography import x509
 
 from common import certificates, flower, keys, relay
 from common.errors import FedwardError
+from common.preflight import CLOCK, HEALTH, RELEASE
 from common.relay import Body, Gone, Header, Receive, Refused, Scope, Send
 
-HEALTH, RENEW = "/fedward/health", "/fedward/renew"
+RENEW = "/fedward/renew"
 PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
 PART = "/v1/fleet/pull-object"
+ENTER, LEAVE = "/v1/fleet/activate-node", "/v1/fleet/deactivate-node"
 ALIVE = frozenset(f"/v1/fleet/{name}" for name in ("activate-node", "deactivate-node", "send-node-heartbeat"))
 """Routes that say nothing of whether a message has arrived."""
 
@@ -53,6 +56,7 @@ TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 REFRESH_SECONDS = 3600.0
 """How often the age of the gateway's own certificate is looked at."""
 
+_RELEASE = RELEASE.encode(), version("fedward").encode()
 _log = logging.getLogger("fedward.gateway")
 
 
@@ -86,11 +90,12 @@ class _Handed:
 
 @dataclass
 class _Line:
-    """What is remembered of a member: its requests under way, how often it asked for messages, and a message that it may not have received."""
+    """What is remembered of a member: its requests under way, how often it asked for messages, a message that it may not have received, its node's number."""
 
     busy: int = 0
     asked: int = 0
     handed: _Handed | None = None
+    node: int = 0
 
 
 class Gateway:
@@ -126,7 +131,8 @@ class Gateway:
         if scope["type"] != "http":
             return
         try:
-            await self._answer(self._member(scope), scope, receive, send)
+            async with relay.waiting_on(scope):
+                await self._answer(self._member(scope), scope, receive, send)
         except Refused as refusal:
             _log.warning("refused %s %s %d: %s", self._who(scope), _route(scope), refusal.code, refusal)
             await relay.answer(send, refusal.code, closing=True)
@@ -151,7 +157,7 @@ class Gateway:
         method, path = scope["method"], scope["raw_path"].decode("ascii", "replace")
         line = self._lines[member.name]
         if (method, path) == ("GET", HEALTH):
-            await relay.answer(send, 200, b"ok\n")
+            await relay.answer(send, 200, b"ok\n", [(CLOCK.encode(), b"%.3f" % time.time()), _RELEASE])
         elif (method, path) == ("POST", RENEW):
             csr = await Body(scope, receive, certificates.LARGEST).whole()
             await relay.answer(send, 200, self._renewed(member, csr))
@@ -178,9 +184,12 @@ class Gateway:
         body = Body(scope, receive, self._limit if path not in (PULL, PUSH, PART) else min(SMALL, self._limit))
         if path == PULL:
             question = await body.whole()
+            line.node = _asking_node(question) or line.node
             await body.wait_for(self._pull(line, scope, headers, question, send))
         elif path == PART:
             await body.wait_for(self._part(headers, await body.whole(), send))
+        elif path == ENTER:
+            await body.wait_for(self._enter(line, headers, await body.whole(), send))
         else:
             content: Any = _own_answers(await body.whole()) if path == PUSH else body.pieces()
             await body.wait_for(self._pass_on(path, headers, content, send))
@@ -189,6 +198,15 @@ class Gateway:
         with _reached():
             response = await self._client.send(self._request(path, headers, content), stream=True)
         await relay.hand_back(response, send)
+
+    async def _enter(self, line: _Line, headers: list[Header], content: bytes, send: Send) -> None:
+        """Let a node in. Where it was in already, that was a process which ended without a word: Flower would refuse this one for a minute."""
+        if line.node:
+            signed = [(name, value) for name, value in headers if name != b"content-length"]
+            with _reached():
+                await self._client.send(self._request(LEAVE, signed, _leaving(line.node)))
+            line.node = 0
+        await self._pass_on(ENTER, headers, content, send)
 
     async def _part(self, headers: list[Header], content: bytes, send: Send) -> None:
         """Hand out a part of a message; a message is announced before its parts have arrived."""
@@ -308,11 +326,33 @@ def _own_answers(content: bytes) -> bytes:
     return content
 
 
+def _asking_node(content: bytes) -> int:
+    """Return the number of the node that asks for messages, 0 where it says none; Flower checks that it is the sender's."""
+    from flwr.proto.fleet_pb2 import PullMessagesRequest
+    from google.protobuf.message import DecodeError
+
+    try:
+        return int(PullMessagesRequest.FromString(content).node.node_id)
+    except DecodeError:
+        return 0
+
+
+def _leaving(node: int) -> bytes:
+    """Return what a node says that leaves."""
+    from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+
+    return bytes(DeactivateNodeRequest(node_id=node).SerializeToString())
+
+
 def _end_of_life(content: bytes) -> float:
     """Return until when the messages in Flower's answer count, in seconds of this machine's clock, on which they were made."""
     from flwr.proto.fleet_pb2 import PullMessagesResponse
+    from google.protobuf.message import DecodeError
 
-    found = PullMessagesResponse.FromString(content).messages_list
+    try:
+        found = PullMessagesResponse.FromString(content).messages_list
+    except DecodeError:
+        raise Refused(503, "Flower's answer cannot be read") from None
     return min((each.metadata.created_at + each.metadata.ttl for each in found), default=0.0)
 
 

@@ -6,6 +6,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -130,12 +131,17 @@ def append(path: Path, begin: int, content: bytes) -> None:
         When it cannot be written.
     """
     try:
-        with path.open("r+b" if path.exists() else "x+b") as file:
+        with path.open("r+b" if path.exists() else "x+b", buffering=0) as file:
             file.truncate(begin)
             file.seek(begin)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                rest = memoryview(content)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(begin)
+                raise
     except OSError as error:
         raise _unwritten(path, error) from None
 
@@ -156,11 +162,12 @@ def write(path: Path, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that is read-only not even that
+            temporary.unlink(missing_ok=True)
         raise _unwritten(path, error) from None
 
 
 def _unwritten(path: Path, error: OSError) -> DataError:
     return DataError(
-        f"{path}: cannot be written ({error.strerror}); free space or choose another folder with --out, then resume"
+        f"{path}: cannot be written ({error.strerror}); free space, or choose another place, and try again"
     )

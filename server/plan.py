@@ -59,6 +59,11 @@ class Plan:
             )
         return strategy
 
+    @property
+    def fewest(self) -> int:
+        """Return how many updates a new model is made of at least. Where there are several hospitals, no sum is ever one hospital's own update."""
+        return max(self.strategy.minimum_updates, min(2, len(self.cohort)))
+
     @cached_property
     def local_parts(self) -> tuple[str, ...]:
         """Return the parts that stay at the hospital."""

@@ -63,7 +63,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What one round brought. ``metrics`` judge the model that the round started from, over all test patients; bytes count arrays."""
+    """What one round brought. ``metrics`` judge the model that the round started from, over the test patients of the hospitals that answered; bytes count arrays."""
 
     round: int
     asked: list[str]
@@ -114,7 +114,7 @@ def write_json(path: Path, facts: dict[str, Any]) -> None:
 
 
 def write_metrics(folder: Path, record: dict[str, Any]) -> None:
-    """Write ``metrics.csv``: one row a round, hospital and metric; the hospital ``*`` is all test patients together.
+    """Write ``metrics.csv``: one row a round, hospital and metric; the hospital ``*`` is all together that answered in that round.
 
     Every row says in its last column whether the data are ``real`` or ``SYNTHETIC``. A column, because a comment above the table would be
     taken for its head by most readers, and because it stays with a row that is copied into another table.

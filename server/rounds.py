@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -21,7 +22,7 @@ from common import network as networks
 from common.config import RunConfig
 from common.errors import ConfigError, QuorumError, UpdateRejected
 from common.layout import Vector
-from common.messages import group
+from common.messages import Reply, group
 from common.network import seed_for
 from common.statistics import Statistics, Total, total
 from common.tasks.task import Task
@@ -31,7 +32,18 @@ from server.plan import Plan
 from server.records import Dropped, Member, Model, Part, RoundRecord
 from server.strategies.strategy import State
 
+K = TypeVar("K")
 Watch = Callable[[RoundRecord], None]
+ROUNDING = 1e-9
+"""What a share of a count may be too large by, as 0.55 of 100 is."""
+GRACE = 5.0
+"""Seconds that a request outlives its deadline; then Flower forgets it, so that a hospital that was cut off does not train for rounds that are over."""
+BACK_SECONDS = 30.0
+"""How long a run that begins waits for workers that are being started again, and a run that goes on for hospitals that were in it before."""
+AGAIN_SECONDS = 3.0
+"""How long nobody is asked again after a round's attempts have failed."""
+GONE = ("worker", "lost")
+"""Codes of hospitals whose programs have ended, and are started again by themselves."""
 
 _log = logging.getLogger(__name__)
 
@@ -68,12 +80,12 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
     saved = models.load(folder / models.NAME) if folder else None
     if saved and saved.facts.get("run") != plan.text:
         raise ConfigError(f"{folder}: its checkpoint is of a run with other settings; choose another folder")
-    fleet = _enrol(grid, plan)
+    fleet = _enrol(grid, plan, int(saved.facts.get("hospitals", 0)) if saved else 0)
     preparation = saved.facts["preparation"] if saved else plan.task.fit(fleet.statistics)
     weights, layout = networks.initial(plan.task, preparation, plan.local_parts, plan.config.seed)
     state = dict(saved.state) if saved else plan.strategy.init(weights, len(fleet.members))
     history = [RoundRecord.from_facts(facts) for facts in models.history(folder, saved)] if folder and saved else []
-    coordinator = Coordinator(grid, plan, fleet, networks.dumps(preparation))
+    coordinator = Coordinator(grid, plan, fleet, networks.dumps(preparation), layout.digest)
     if not history:
         _keep_best(state, history, plan.config)
     with models.Saver(folder, saved) as saver:
@@ -83,7 +95,12 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
             _keep_best(state, history, plan.config)
             if watch:
                 watch(record)
-            facts = {"run": plan.text, "preparation": preparation, "rounds": len(history)}
+            facts = {
+                "run": plan.text,
+                "preparation": preparation,
+                "rounds": len(history),
+                "hospitals": len(fleet.members),
+            }
             saver.save(state, facts, asdict(record))
     model = Model(state.get("best", state["weights"]), coordinator.preparation, plan.local_parts)
     trained = len(history) - (_rounds_without_gain(history, plan.config) + 1 if "best" in state else 0)
@@ -105,45 +122,68 @@ class Fleet:
         return {member.name: member.train.rows for member in self.members}
 
 
-def _enrol(grid: Grid, plan: Plan) -> Fleet:
+def _enrol(grid: Grid, plan: Plan, before: int) -> Fleet:
     """Ask every node for its name, counts and the task's statistics; statistics are added in the order of the names."""
     config = plan.config
-    nodes = _wait_for_nodes(grid, plan)
-    content = messages.pack_request(plan.text, {}, _company(plan, len(nodes)))
-    requests = {str(node): Message(content, dst_node_id=node, message_type=messages.STATISTICS) for node in nodes}
     nodes_of: dict[str, int] = {}
     members: list[Member] = []
     statistics = Total()
     refused: set[str] = set()
-    for node, message in exchange(grid, requests, config.limits.deadline_seconds):
-        try:
-            reply = checks.reply_of(message, config)
-            checks.check_enrolment(reply, plan.task)
-        except UpdateRejected as error:
-            _log.warning("node %s is left out of the run: %s (%s)", node, error.code, error)
-            refused.add(error.code)
+    for node, reply in _introduced(grid, plan, _wait_for_nodes(grid, plan, before)):
+        if isinstance(reply, UpdateRejected):
+            _log.warning("node %s is left out of the run: %s (%s)", node, reply.code, reply)
+            refused.add(reply.code)
             continue
         name = reply.texts["hospital"]
         if name in nodes_of:
             _log.warning("node %s is left out of the run: another one calls itself %r too", node, name)
             refused.add("name")
             continue
-        nodes_of[name] = int(node)
+        nodes_of[name] = node
         members.append(_member(name, group("count", reply.statistics)))
         statistics.add(name, group("task", reply.statistics))
-    if len(members) < config.selection.minimum:
+    wanted = max(config.selection.minimum, min(2, len(plan.cohort)))
+    if len(members) < wanted:
+        asks = "selection.minimum asks for" if wanted == config.selection.minimum else "a federation of several takes"
         raise QuorumError(
-            f"{len(members)} hospitals are here, and selection.minimum asks for {config.selection.minimum}"
+            f"{len(members)} hospitals are here, and {asks} {wanted}"
             + (f"; others were left out for {', '.join(sorted(refused))}" if refused else "")
         )
     drawn = drawn_of(len(members), config)
-    if drawn < plan.strategy.minimum_updates:
+    if drawn < plan.fewest:
         raise ConfigError(
-            f"strategy.name: {config.strategy.name!r} needs {plan.strategy.minimum_updates} updates a round, and {drawn} hospitals are drawn; "
+            f"strategy.name: {config.strategy.name!r} needs {plan.fewest} updates a round, and {drawn} hospitals are drawn; "
             "take more hospitals, a larger selection.fraction, or another strategy"
         )
     members.sort(key=lambda member: member.name)
     return Fleet({member.name: nodes_of[member.name] for member in members}, members, statistics.result())
+
+
+def _introduced(grid: Grid, plan: Plan, nodes: list[int]) -> Iterator[tuple[int, Reply | UpdateRejected]]:
+    """Yield what each node says of itself; those whose programs are being started again are asked again for a while."""
+    end, config = time.monotonic() + BACK_SECONDS, plan.config
+    content, life = messages.pack_request(plan.text, {}, _company(plan, len(nodes))), _life(config)
+    while nodes:
+        requests = {
+            node: Message(content, dst_node_id=node, message_type=messages.STATISTICS, ttl=life) for node in nodes
+        }
+        nodes = []
+        for node, message in exchange(grid, requests, config.limits.deadline_seconds):
+            try:
+                reply = checks.reply_of(message, config)
+                checks.check_enrolment(reply, plan.task)
+            except UpdateRejected as error:
+                if error.code in GONE and time.monotonic() < end:
+                    nodes.append(node)
+                else:
+                    yield node, error
+            else:
+                yield node, reply
+        time.sleep(AGAIN_SECONDS if nodes else 0)
+
+
+def _life(config: RunConfig) -> float:
+    return config.limits.deadline_seconds + GRACE
 
 
 def _company(plan: Plan, hospitals: int) -> dict[str, bool | int | float | str]:
@@ -151,12 +191,15 @@ def _company(plan: Plan, hospitals: int) -> dict[str, bool | int | float | str]:
     return {"hospitals": hospitals, "cohort": "\n".join(plan.cohort)}
 
 
-def _wait_for_nodes(grid: Grid, plan: Plan) -> list[int]:
+def _wait_for_nodes(grid: Grid, plan: Plan, before: int) -> list[int]:
+    """Return the nodes that are there, when they are as many as are wanted, and as were there ``before``; or too much time has gone by."""
+    deadline = plan.config.limits.deadline_seconds
     wanted = max(plan.config.selection.minimum, plan.expected)
-    end = time.monotonic() + plan.config.limits.deadline_seconds
-    while len(nodes := sorted(grid.get_node_ids())) < wanted and time.monotonic() < end:
-        time.sleep(0.1)
-    return nodes
+    for count, seconds in ((wanted, deadline), (before, min(BACK_SECONDS, deadline))):
+        end = time.monotonic() + seconds
+        while len(list(grid.get_node_ids())) < count and time.monotonic() < end:
+            time.sleep(0.1)
+    return sorted(grid.get_node_ids())
 
 
 def _member(name: str, counts: Statistics) -> Member:
@@ -164,12 +207,14 @@ def _member(name: str, counts: Statistics) -> Member:
     return Member(name, **{part: Part(sum(classes), classes) for part, classes in parts.items()})
 
 
-def exchange(grid: Grid, requests: Mapping[str, Message], seconds: float) -> Iterator[tuple[str, Message | None]]:
+def exchange(grid: Grid, requests: Mapping[K, Message], seconds: float) -> Iterator[tuple[K, Message | None]]:
     """Send requests and yield each answer under its key, in the order of ``requests``; None for what has not come after ``seconds``.
 
     An answer that arrives early stays with the grid until its turn, so that only one is ever held here.
     """
     end = time.monotonic() + seconds
+    if hasattr(grid, "give_up_at"):  # a grid over a network, where an answer can come in part
+        grid.give_up_at = end
     identities = list(grid.push_messages(list(requests.values())))
     for key, identity in zip(requests, identities, strict=True):
         yield key, _await(grid, identity, end)
@@ -195,6 +240,7 @@ class Coordinator:
     plan: Plan
     fleet: Fleet
     preparation: str
+    layout: str
 
     @property
     def config(self) -> RunConfig:
@@ -207,19 +253,23 @@ class Coordinator:
         Raises
         ------
         QuorumError
-            When it is still not there after ``limits.retries`` further attempts.
+            When it is still not there after ``limits.retries`` further attempts, and those of the following ``limits.wait_seconds``.
         """
         begun = time.perf_counter()
         asked = self.select(number)
-        need = max(math.ceil(self.config.limits.quorum * len(asked)), self.plan.strategy.minimum_updates)
+        need = max(math.ceil(self.config.limits.quorum * len(asked) - ROUNDING), self.plan.fewest)
         tally = Tally(self.plan.task)
-        waiting, attempt = asked, 0
+        waiting, attempt, end = asked, 0, 0.0
         while True:
             self._attempt(number, attempt, waiting, state, tally)
-            waiting = [name for name in asked if name not in tally.answered]
-            if len(tally.answered) >= need:
+            answered = {*tally.answered}
+            waiting = [name for name in asked if name not in answered]
+            missing = need - len(tally.answered)
+            if missing <= 0:
                 break
             if attempt == self.config.limits.retries:
+                end = time.monotonic() + self.config.limits.wait_seconds
+            if attempt >= self.config.limits.retries and not self._are_back(number, waiting, missing, end):
                 reasons = ", ".join(f"{row.hospital}: {row.reason}" for row in tally.dropped[-5:])
                 raise QuorumError(
                     f"round {number}: {len(tally.answered)} of {len(asked)} hospitals sent a usable update, {need} are needed ({reasons})"
@@ -229,6 +279,16 @@ class Coordinator:
         weights = self.plan.strategy.finish(state)
         norm = float(np.linalg.norm(weights - before))
         return replace(tally.record(number, asked), seconds=time.perf_counter() - begun, update_norm=norm)
+
+    def _are_back(self, number: int, names: list[str], count: int, end: float) -> bool:
+        """Wait until so many of the hospitals named are connected; tell whether they are, before the time is over."""
+        nodes = {self.fleet.nodes[name] for name in names}
+        while (left := end - time.monotonic()) > 0:
+            _log.warning("round %d waits for %d of %s, for %.0f s more", number, count, ", ".join(names), left)
+            time.sleep(min(AGAIN_SECONDS, left))
+            if len(nodes.intersection(self.grid.get_node_ids())) >= count:
+                return True
+        return False
 
     def select(self, number: int) -> list[str]:
         """Draw the hospitals of a round, in the order of their names; the draw follows from seed and round number alone."""
@@ -241,7 +301,12 @@ class Coordinator:
 
     def _attempt(self, number: int, attempt: int, names: list[str], state: State, tally: "Tally") -> None:
         every = self.config.evaluation.every
-        options = {"server-round": number, "attempt": attempt, "evaluate": bool(every) and (number - 1) % every == 0}
+        options: dict[str, bool | int | str] = {
+            "server-round": number,
+            "attempt": attempt,
+            "evaluate": bool(every) and (number - 1) % every == 0,
+            "layout": self.layout,
+        }
         arrays = {"weights": state["weights"]} | (
             {"control": state["control"]} if self.plan.strategy.client.controls else {}
         )
@@ -305,7 +370,8 @@ class Coordinator:
         return messages.pack_request(self.plan.text, arrays, common | dict(options))
 
     def _message(self, name: str, content: RecordDict, kind: str, label: str) -> Message:
-        return Message(content, dst_node_id=self.fleet.nodes[name], message_type=kind, group_id=label)
+        node, life = self.fleet.nodes[name], _life(self.config)
+        return Message(content, dst_node_id=node, message_type=kind, ttl=life, group_id=label)
 
 
 class Tally:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -176,6 +177,21 @@ def make_door(hospitals):
 def door(make_door) -> Iterator[Door]:
     with make_door(hold=1.0) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def running():
+    """Give a federation of real processes, which all slow tests share: each leaves three hospitals that are connected."""
+    from tests.federation.processes import Federation
+
+    # Sockets have short paths; those of pytest's own folders are longer.
+    with tempfile.TemporaryDirectory(prefix="fw-") as root:
+        federation = Federation(Path(root))
+        try:
+            federation.prepare()
+            yield federation
+        finally:
+            federation.stop()
 
 
 @pytest.fixture(scope="session")

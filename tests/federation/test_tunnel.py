@@ -170,7 +170,7 @@ class TestPassing:
 
     def test_a_node_that_is_in_a_hurry_is_told_to_wait_on(self, make_door, run_tunnel, monkeypatch):
         """Its time-out of 5 s for a sign of life and 30 s for others would pass over a slow line."""
-        monkeypatch.setattr(tunnel, "WAIT_ON_SECONDS", 0.2)
+        monkeypatch.setattr(relay, "WAIT_ON_SECONDS", 0.2)
         with make_door() as door, run_tunnel() as line:
             door.upstream.slow = 1.5
             assert line.post(RUN, timeout=0.6).status_code == 200
@@ -196,6 +196,7 @@ class TestOutages:
         (said,) = lines(caplog)
         assert said == f"{url} cannot be reached (Connection refused); trying on"
 
+    @pytest.mark.fault(5, passes_when="a gateway that comes back is found before the node has noticed")
     def test_a_gateway_that_comes_back_is_found_before_the_node_has_noticed(self, hospitals, run_tunnel, tools, caplog):
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -217,6 +218,7 @@ class TestOutages:
             serving.join()
         assert lines(caplog)[-1] == f"https://127.0.0.1:{port} answers again"
 
+    @pytest.mark.fault(16, passes_when="a gateway of another authority is not believed")
     def test_a_gateway_of_another_authority_is_not_believed(
         self, hospitals, run_tunnel, tools, tmp_path, hasty, caplog
     ):
@@ -238,6 +240,7 @@ class TestOutages:
         assert "Hostname mismatch" in said
         assert door.upstream.asked == []
 
+    @pytest.mark.fault(16, passes_when="a hospital is told that its certificate has expired")
     def test_an_expired_certificate_is_said(self, door, run_tunnel, hasty, caplog):
         pem = _signed(door, timedelta(seconds=-1))
         door.east.certificate.write_bytes(pem)
@@ -248,6 +251,7 @@ class TestOutages:
             == 2
         )
 
+    @pytest.mark.fault(16, passes_when="a hospital is told that it was revoked")
     def test_revocation_is_said_once_and_reaches_the_node(self, door, line, caplog):
         with caplog.at_level(logging.INFO):
             assert line.post(RUN).status_code == 200
