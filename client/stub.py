@@ -31,8 +31,10 @@ def serve(tasks: Tasks, worker: Path, bundles: Path) -> None:
     """Answer messages for ever."""
     for task in tasks.wait():
         try:
-            with task.message() as received:
+            with task.message(tasks.more) as received:
                 received.reply = answer(received, worker, bundles)
+        except FedwardError as error:
+            _log.warning("not answered: %s", error)
         except Exception:  # noqa: BLE001 - whatever went wrong with one message, the next one is answered
             _log.exception("a message could not be answered")
 

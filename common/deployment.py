@@ -6,6 +6,7 @@ is never executed. As in `common.flower`, all of this was tried with one release
 """
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -153,6 +154,8 @@ class Tasks:
             master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
         )
         self._address, self._kind = address, kind
+        self._next: Task | None = None
+        self._looking = threading.Lock()
         self._client = RuntimeHttpClient.from_server_address(
             address,
             insecure=True,
@@ -183,7 +186,7 @@ class Tasks:
         pause = POLL_SECONDS
         while True:
             try:
-                task = self.take()
+                task, self._next = self._next or self.take(), None
                 pause = POLL_SECONDS
             except Unreachable:
                 task, pause = None, min(2 * pause, 5.0)
@@ -191,6 +194,12 @@ class Tasks:
                 yield task
             else:
                 time.sleep(pause)
+
+    def more(self) -> bool:
+        """Tell whether more work has come, which `wait` will yield next."""
+        with self._looking, suppress(Unreachable):
+            self._next = self._next or self.take()
+        return self._next is not None
 
 
 SERVER, CLIENT = "flwr-serverapp", "flwr-clientapp"
@@ -206,12 +215,36 @@ class Task:
     run_id: int
 
     @contextmanager
-    def message(self) -> Iterator["Received"]:
-        """Give the message to answer; while the block runs, the node knows that somebody works on it."""
+    def message(self, more: Callable[[], bool] = lambda: False) -> Iterator["Received"]:
+        """Give the message to answer; while the block runs, the node knows that somebody works on it.
+
+        A node has one message at a time. When its run ends while the parts arrive, it gives that one up without a word, and the parts never come: so where
+        there is ``more`` for it, what was awaited is void.
+
+        Raises
+        ------
+        FedwardError
+            When the message never became whole.
+        """
+        from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
         from flwr.supernode.runtime import run_clientapp as flower
 
         with _client(self) as client:
-            message, context, _, fab = flower.pull_task_input(client)
+            pull = client.PullObject
+
+            def part(request: Any) -> Any:
+                response = pull(request)
+                if response.object_found and not response.object_available and more():
+                    raise ObjectPullError(request.object_id, "void")
+                return response
+
+            client.PullObject = part
+            try:
+                message, context, _, fab = flower.pull_task_input(client)
+            except ObjectPullError:
+                # Otherwise the node sends an error in its place a minute later, and keeps the next answer back meanwhile.
+                flower.push_task_output(client, None, "failed", "no message")
+                raise FedwardError("a message never became whole; its run is over") from None
             received = Received(message, context, Bundle(fab.content))
             yield received
             if received.reply:

