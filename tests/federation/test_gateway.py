@@ -440,6 +440,14 @@ class TestWaitingForMessages:
         answer = door.post(PULL)
         assert (answer.status_code, answer.content) == (200, b"")
         assert 0.9 < time.monotonic() - begun < 2
+        assert 2 <= len(door.upstream.asked) <= 4
+
+    def test_flower_is_asked_more_often_where_a_message_came_a_moment_ago(self, door):
+        door.upstream.says[PULL] = message()
+        door.post(PULL)
+        door.post("/v1/fleet/pull-object")
+        door.upstream.asked.clear()
+        assert door.post(PULL).content == b""
         assert 5 <= len(door.upstream.asked) <= 12
 
     def test_flower_is_asked_with_what_the_node_signed(self, door, tools):
