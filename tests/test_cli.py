@@ -288,7 +288,7 @@ def test_interrupted_from_the_keyboard_it_goes_on_bit_equal(tmp_path):
         # Python drops an interrupt that falls into a callback of its memory's; a person would press the keys again.
         running.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
-            _, err = running.communicate(timeout=6)
+            _, err = running.communicate(timeout=25)
     assert running.returncode == 1
     assert err.strip().splitlines()[-1] == (
         "fedward: stopped; what is finished is kept: go on with 'fedward simulate --resume stopped/heart-0001'"
