@@ -23,6 +23,8 @@ from common import relay
 from server import gateway, provision
 
 PROTOBUF = "application/protobuf"
+RUNNING = []
+"""The federation of real processes, while there is one."""
 
 
 @contextmanager
@@ -187,11 +189,23 @@ def running():
     # Sockets have short paths; those of pytest's own folders are longer.
     with tempfile.TemporaryDirectory(prefix="fw-") as root:
         federation = Federation(Path(root))
+        RUNNING.append(federation)
         try:
             federation.prepare()
             yield federation
         finally:
-            federation.stop()
+            stop_all()
+
+
+def stop_all():
+    while RUNNING:
+        RUNNING.pop().stop()
+
+
+def pytest_runtest_teardown(nextitem):
+    """Stop the federation after the last test of this folder: those that follow need the machine."""
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        stop_all()
 
 
 @pytest.fixture(scope="session")
