@@ -1,10 +1,12 @@
 """What a running simulation shows: a live table of its hospitals while it trains, a summary at its end."""
 
 import contextlib
+import signal
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich import box
 from rich.console import Group
@@ -39,8 +41,12 @@ class Live:
         self._stage = self._title = ""
         self._total = 0
         self._rounds: list[RoundRecord] = []
+        self._before: Any = None
+        self._pressed = False
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._press)
         if self._shows:
             self._live.start()
         return self
@@ -50,6 +56,13 @@ class Live:
     ) -> None:
         with contextlib.suppress(RuntimeError):
             self._live.stop()
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, _number: int, _frame: object) -> None:
+        """Stop the run, now or at the end of its round: Python drops an exception that falls into a callback of its memory's."""
+        self._pressed = True
+        raise KeyboardInterrupt
 
     def begin(self, scenario: Scenario, title: str = "") -> Watcher:
         """Forget the run before and return the watcher of this one; ``title`` says which of many it is."""
@@ -66,6 +79,8 @@ class Live:
             self._print(f"{name} ...")
 
     def _on_round(self, record: RoundRecord) -> None:
+        if self._pressed:
+            raise KeyboardInterrupt
         self._rounds.append(record)
         self._first = self._first if len(self._rounds) > 1 else time.monotonic()
         if self._shows:

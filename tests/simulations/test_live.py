@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 
 import pytest
 from rich.console import Console
@@ -138,3 +139,14 @@ class TestTable:
         text = self.shown(live.MOST_ROWS + 30)
         assert text.count("ward-") == live.MOST_ROWS
         assert "and 30 more hospitals" in text
+
+
+def test_an_interrupt_that_python_dropped_stops_the_run_at_the_end_of_its_round():
+    before = signal.getsignal(signal.SIGINT)
+    with live.Live(quiet=True) as shown:
+        watcher = shown.begin(read(find("heart")))
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            watcher.round(None)
+    assert signal.getsignal(signal.SIGINT) is before
