@@ -22,8 +22,9 @@ from measure import QUIET, Kind, Row, between_ms, options, progress, show
 from ours import dataset, settings
 from work import FOUR, HEART, LARGE, Work
 
+from common.config import flatten
 from common.tasks import task_of
-from simulations import cards, deploy, hospitals, scenario
+from simulations import deploy, hospitals, scenario
 from simulations.datasets import DATASETS
 
 CASES = {HEART: 3000.0, FOUR: 3000.0, LARGE: 10_000.0}
@@ -76,7 +77,7 @@ def _asked(work: Work, rounds: int) -> list[tuple[str, object]]:
     """Return the settings of the work but those of the simulation."""
     return [
         each
-        for each in cards.flatten(settings(work, rounds))
+        for each in flatten(settings(work, rounds)).items()
         if not each[0].startswith("simulation.") and each[0] != "task.name"
     ]
 

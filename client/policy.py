@@ -12,7 +12,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from common import keys
-from common.config import POSITIVE, Choice, Range, RunConfig, as_table, assign, describe, dumps, loads, merge, parse
+from common.config import (
+    POSITIVE,
+    Choice,
+    Range,
+    RunConfig,
+    as_table,
+    assign,
+    describe,
+    dumps,
+    flatten,
+    loads,
+    merge,
+    parse,
+)
 from common.errors import ConfigError, DataError, PolicyRefused, nearest
 
 COUNT, TASK, COMPARED = "count", "task", "compare"
@@ -394,7 +407,7 @@ def _settings(policy: SitePolicy, asked: Asked) -> str:
         key, _, text = word.partition("=")
         named.setdefault(key, []).append(text)
     defaults = _defaults(asked.task.name)
-    for key, value in (defaults | _flat(as_table(asked.config))).items():
+    for key, value in (defaults | flatten(as_table(asked.config))).items():
         good = [*named.get(key, ())]
         if good and not any(_fits(text, value) for text in good):
             return f"the run asks for the setting {shown(key)} at {shown(str(value))}, this hospital allows {', '.join(good)}"
@@ -407,19 +420,7 @@ def _defaults(task: str) -> dict[str, Any]:
     """Return the settings of a task's own as they are where a run does not give them."""
     from common.tasks import TASKS
 
-    return _flat({"task": as_table(TASKS[task]())}) if task in TASKS else {}
-
-
-def _flat(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return nested tables as one, by dotted keys.
-
-    >>> _flat({"rounds": 3, "task": {"name": "heart"}})
-    {'rounds': 3, 'task.name': 'heart'}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
-    return flat
+    return flatten({"task": as_table(TASKS[task]())}) if task in TASKS else {}
 
 
 def _check_setting(word: str) -> None:

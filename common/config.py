@@ -243,6 +243,19 @@ def as_table(settings: Any) -> dict[str, Any]:
     return table
 
 
+def flatten(table: Table, path: str = "") -> dict[str, Any]:
+    """Return nested tables as one, by dotted keys.
+
+    >>> flatten({"rounds": 3, "task": {"name": "heart"}})
+    {'rounds': 3, 'task.name': 'heart'}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        name = _join(path, key)
+        flat |= flatten(value, name) if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
 def dumps(table: Table, path: str = "") -> str:
     """Write nested tables as TOML, plain values before tables.
 

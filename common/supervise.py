@@ -72,7 +72,7 @@ class Supervisor:
     def __enter__(self) -> Self:
         try:
             self.look_after()
-        except BaseException:
+        except BaseException:  # whatever ended it, Ctrl-C too, no program may be left that nobody looks after
             self.__exit__()
             raise
         return self

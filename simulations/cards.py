@@ -6,9 +6,10 @@ Every other page about a run reads the record through the functions here, so tha
 import html
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.config import flatten
 from common.intervals import UNDEFINED, Estimate, independent_average
 from simulations import words
 
@@ -111,16 +112,6 @@ def gaps(record: Record, metric: str, names: Sequence[str | None]) -> bool:
 def hidden(record: Record, count: float) -> bool:
     """Whether a count of patients is too small to be shown."""
     return not record["data"]["public"] and count < SMALL
-
-
-def flatten(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Turn nested settings into ``("strategy.name", "fedavg")`` and the like."""
-    for key, value in settings.items():
-        name = f"{path}.{key}" if path else key
-        if isinstance(value, Mapping):
-            yield from flatten(value, name)
-        else:
-            yield name, value
 
 
 def _lookup(results: Mapping[str, Any] | None, metric: str, hospital: str | None) -> Estimate:
@@ -299,7 +290,7 @@ def _card_use(record: Record) -> str:
 
 
 def _card_details(record: Record) -> str:
-    settings, versions = dict(flatten(record["config"])), record["versions"]
+    settings, versions = flatten(record["config"]), record["versions"]
     return (
         "## Details\n\n"
         f"- Model: `model.keras`, {record['parameters']:,} parameters; SHA-256 of the weights `{record['weights_sha256']}`\n"
@@ -321,7 +312,7 @@ def _privacy_head(record: Record) -> str:
 
 
 def _privacy_left(record: Record) -> str:
-    settings, answers = dict(flatten(record["config"])), sum(len(item["answered"]) for item in record["rounds"])
+    settings, answers = flatten(record["config"]), sum(len(item["answered"]) for item in record["rounds"])
     controls = (
         "- **Changes of its control variate**, as many numbers again in every round: its mean gradient.\n"
         if record["control_variates"]

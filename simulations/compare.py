@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from common.config import flatten
 from common.errors import UsageError, nearest
 from common.intervals import UNDEFINED, Estimate
 from simulations import cards, words
@@ -277,7 +278,7 @@ def _group(settings: tuple[tuple[str, str], ...], records: Sequence[Record], met
 
 
 def _settings(record: Record) -> dict[str, str]:
-    return {name: _one_line(value) for name, value in cards.flatten(record["config"]) if name != "seed"}
+    return {name: _one_line(value) for name, value in flatten(record["config"]).items() if name != "seed"}
 
 
 def _without_repeats(records: Sequence[Record]) -> tuple[list[Record], list[str]]:

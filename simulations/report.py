@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from common.config import flatten
 from common.errors import DataError, UsageError
 from common.intervals import Estimate
 from server import models
@@ -297,7 +298,9 @@ def drops_table(record: Record) -> Table | None:
 
 def settings_table(record: Record) -> Table:
     """Return every setting of the run."""
-    return Table(["setting", "value"], [[name, str(value)] for name, value in cards.flatten(record["config"])], words=2)
+    return Table(
+        ["setting", "value"], [[name, str(value)] for name, value in flatten(record["config"]).items()], words=2
+    )
 
 
 def origin_table(record: Record) -> Table:
