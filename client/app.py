@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from flwr.app import Context, Error, Message
+from flwr.app import ArrayRecord, Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from client import service
@@ -84,8 +84,8 @@ def _answer(seat: Seat, message: Message, context: Context) -> Message:
 
 
 def _load(context: Context) -> State:
-    record = context.state.array_records.get("hospital")
-    return {} if record is None else wire.from_record(record)
+    record = context.state.get("hospital")
+    return wire.from_record(record) if isinstance(record, ArrayRecord) else {}
 
 
 def _store(context: Context, state: State) -> None:

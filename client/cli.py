@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import os
 import sys
 import zipfile
@@ -12,6 +11,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common import command
+from common.command import tell
 from common.errors import DataError, FedwardError, UsageError
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def _add_running(commands: Any) -> None:
     _add(commands, "status", status, "show programs, federation, and the last request")
     _add(commands, "stop", stop, "stop answering")
     backup_ = _add(commands, "backup", backup, f"keep all of the folder in one file, sealed where {PASSPHRASE} is set")
-    backup_.add_argument("file", type=Path, help="the new file")
-    _add(commands, "restore", restore, "make a folder, new or empty, of a backup", before="file")
+    command.add_backup(backup_)
+    _add(commands, "restore", restore, "make a folder, new or empty, of a backup")
     service_ = _add(commands, "service", service, "print units for systemd and a container file, or write them")
     service_.add_argument("--out", type=Path, metavar="DIR", help="folder to write them into")
     service_.add_argument("--user", default=USER, help=f"user that the programs run as (default: {USER})")
@@ -103,24 +104,12 @@ def _add_running(commands: Any) -> None:
 
 
 def _add(
-    commands: Any,
-    name: str,
-    act: Callable[[argparse.Namespace], int],
-    meaning: str,
-    folders: str | None = None,
-    before: str | None = None,
+    commands: Any, name: str, act: Callable[[argparse.Namespace], int], meaning: str, folders: str | None = None
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=meaning,
-        description=meaning[0].upper() + meaning[1:] + ".",
-        epilog=f"example: fedward hospital {EXAMPLES[name]}",
-    )
-    if before:
-        parser.add_argument(before, type=Path, help="the backup")
+    parser = command.add(commands, act, "fedward hospital", meaning, EXAMPLES[name])
+    if name == "restore":
+        command.add_backup(parser)
     parser.add_argument("folder", type=Path, nargs=folders, help="the site's folder")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=act)
     return parser
 
 
@@ -141,7 +130,7 @@ def initialise(args: argparse.Namespace) -> int:
         else f"No data yet: name the file in {args.folder / POLICY}, then: fedward hospital import {args.folder}"
     )
     request = args.folder / site.REQUEST
-    _tell(
+    tell(
         args,
         {"name": made.name, "folder": str(args.folder), "request": str(request), "data": told},
         f"{told}\n\nMade the site of {made.name!r} in {args.folder}; its private keys never leave {args.folder / 'keys'}.\n"
@@ -153,7 +142,7 @@ def initialise(args: argparse.Namespace) -> int:
 def import_(args: argparse.Namespace) -> int:
     """Run ``fedward hospital import``."""
     told = _import(_opened(args.folder))
-    _tell(args, {"data": told}, told)
+    tell(args, {"data": told}, told)
     return 0
 
 
@@ -204,7 +193,7 @@ def join(args: argparse.Namespace) -> int:
     site.join(joining.read_document(args.admitted), args.fingerprint)
     joined = site.federation or {}
     policy.add(args.folder / POLICY, "coordinators", joined["fingerprint"])
-    _tell(
+    tell(
         args,
         dict(joined),
         f"Joined {joined['federation']!r} at {joined.get('address') or 'an address that is not known yet'}.\n"
@@ -230,14 +219,14 @@ def approve(args: argparse.Namespace) -> int:
                 f"{chosen[:80]!r}: no run asked for such a bundle; 'fedward hospital approve {args.folder} --show' prints those that wait"
             )
         policy.add(path, "bundles", chosen)
-        _tell(args, {"approved": chosen}, f"Approved {chosen}.")
+        tell(args, {"approved": chosen}, f"Approved {chosen}.")
         return 0
     facts = [
         {"sha256": digest, "approved": digest in known, "differs": _difference(content, own.content)}
         for digest, content in waiting.items()
     ]
     lines = [f"{row['sha256']}  {'approved' if row['approved'] else 'waits'}\n{row['differs']}" for row in facts]
-    _tell(args, {"own": own.sha256, "bundles": facts}, "\n".join([f"Installed here: {own.sha256}", *lines]))
+    tell(args, {"own": own.sha256, "bundles": facts}, "\n".join([f"Installed here: {own.sha256}", *lines]))
     return 0
 
 
@@ -291,7 +280,7 @@ def check(args: argparse.Namespace) -> int:
 
     flower.quiet()
     found = hospital.check(_opened(args.folder))
-    _tell(args, preflight.facts(found), preflight.text(found))
+    tell(args, preflight.facts(found), preflight.text(found))
     return preflight.exit_code(found)
 
 
@@ -306,9 +295,9 @@ def start(args: argparse.Namespace) -> int:
     for name in (keys.PASSPHRASE, keys.CREDENTIALS):
         os.environ.pop(name, None)  # the programs that need it are given it; Flower's node and the stub are not
     programs.start(
-        site, lambda text: _tell(args, {"connected": text}, text), stub=not args.without_stub, health_port=args.health
+        site, lambda text: tell(args, {"connected": text}, text), stub=not args.without_stub, health_port=args.health
     )
-    _tell(args, {"stopped": str(args.folder)}, "stopped")
+    tell(args, {"stopped": str(args.folder)}, "stopped")
     return 0
 
 
@@ -316,7 +305,7 @@ def stub(args: argparse.Namespace) -> int:
     """Run ``fedward hospital stub``."""
     from client import programs
 
-    programs.serve_stub(args.folder, lambda text: _tell(args, {"answering": text}, text))
+    programs.serve_stub(args.folder, lambda text: tell(args, {"answering": text}, text))
     return 0
 
 
@@ -325,7 +314,7 @@ def status(args: argparse.Namespace) -> int:
     from client import status as states
 
     facts = states.facts(_unopened(args.folder))
-    _tell(args, facts, states.text(facts))
+    tell(args, facts, states.text(facts))
     return 0
 
 
@@ -335,7 +324,7 @@ def stop(args: argparse.Namespace) -> int:
     from common import supervise
 
     pid = supervise.stop(_unopened(args.folder).folder / programs.RUN)
-    _tell(args, {"stopped": pid}, "Stopped.")
+    tell(args, {"stopped": pid}, "Stopped.")
     return 0
 
 
@@ -349,22 +338,15 @@ def backup(args: argparse.Namespace) -> int:
     if sealed and secret is not None:
         _opened(args.folder)  # a passphrase that was mistyped would open nothing later
     count = archive.write(args.folder, args.file, site.BACKUP, made.name, secret)
-    _tell(args, *archive.told(args.file, count, sealed=secret is not None, bare_keys=not sealed))
+    tell(args, *archive.told(args.file, count, sealed=secret is not None, bare_keys=not sealed))
     return 0
 
 
 def restore(args: argparse.Namespace) -> int:
     """Run ``fedward hospital restore``."""
     from client import site
-    from common import archive, keys
 
-    name = archive.restore(args.file, args.folder, site.BACKUP, keys.passphrase())
-    _tell(
-        args,
-        {"name": name, "folder": str(args.folder)},
-        f"Restored the site of {name!r} in {args.folder}.\nNext: fedward hospital start {args.folder}",
-    )
-    return 0
+    return command.restored(args, site.BACKUP, "the site of", "fedward hospital start")
 
 
 def service(args: argparse.Namespace) -> int:
@@ -403,7 +385,7 @@ def service(args: argparse.Namespace) -> int:
     files = {f"{each.name}.service": services.unit(each) for each in (main, *([apart] if group else []))}
     options = f"--memory {memory}m --volume {folder}:/site"
     files["Containerfile"] = services.containerfile("hospital", "/site", ["start", "/site"], options)
-    _tell(args, files, services.told(files, args.out))
+    tell(args, files, services.told(files, args.out))
     return 0
 
 
@@ -417,7 +399,7 @@ def verify(args: argparse.Namespace) -> int:
     if broken:
         raise FedwardError(f"{path}: {broken}")
     count = len(path.read_bytes().splitlines())
-    _tell(args, {"lines": count, "intact": True}, f"{path}: {count} lines, none of them changed.")
+    tell(args, {"lines": count, "intact": True}, f"{path}: {count} lines, none of them changed.")
     return 0
 
 
@@ -433,7 +415,7 @@ def policy(args: argparse.Namespace) -> int:
     if args.folder is None:
         raise UsageError("expected the site's folder, or --markdown for every setting and rule")
     table = as_table(read_policy(_unopened(args.folder).folder / POLICY))
-    _tell(args, table, dumps(table))
+    tell(args, table, dumps(table))
     return 0
 
 
@@ -449,8 +431,3 @@ def _unopened(folder: Path) -> "Site":
     from client.site import open_site
 
     return open_site(folder)
-
-
-def _tell(args: argparse.Namespace, facts: Any, text: str) -> None:
-    print(json.dumps(facts, ensure_ascii=False, default=list) if args.json else text)
-    sys.stdout.flush()

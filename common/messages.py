@@ -113,7 +113,7 @@ def unpack_reply(content: RecordDict) -> Reply:
     if type(count) is not int:
         raise UpdateRejected("count", "num-examples: expected a whole number")
     texts = {name: text for name, text in content["config"].items() if isinstance(text, str)}
-    return Reply(_arrays(content, "arrays"), unpack_statistics(content.array_records["statistics"]), count, texts)
+    return Reply(_arrays(content, "arrays"), unpack_statistics(content["statistics"]), count, texts)  # type: ignore[arg-type]
 
 
 def pack_statistics(statistics: Arrays) -> ArrayRecord:
@@ -132,7 +132,8 @@ def unpack_statistics(record: ArrayRecord) -> dict[str, NDArray[Any]]:
 
 def bytes_of(content: RecordDict) -> int:
     """Return the bytes of all arrays in a message, as they travel."""
-    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    records = [record for record in content.values() if isinstance(record, ArrayRecord)]
+    return sum(len(array.data) for record in records for array in record.values())
 
 
 def _arrays(content: RecordDict, name: str) -> dict[str, NDArray[Any]]:

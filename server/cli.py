@@ -1,13 +1,13 @@
 """``fedward server``: make a federation, admit hospitals, run it."""
 
 import argparse
-import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common import command
+from common.command import tell
 from common.config import assign, merge
 from common.errors import DataError, FedwardError, UsageError, nearest
 
@@ -115,14 +115,13 @@ def _add_keeping(commands: Any) -> None:
         "keep all of the folder in one file, sealed where FEDWARD_PASSPHRASE is set",
         "./federation federation.backup",
     )
-    backup_.add_argument("file", type=Path, help="the new file")
+    command.add_backup(backup_)
     _add(
         commands,
         "restore",
         restore,
         "make a folder, new or empty, of a backup",
         "federation.backup ./federation",
-        before="file",
     )
     service_ = _add(
         commands,
@@ -137,24 +136,12 @@ def _add_keeping(commands: Any) -> None:
 
 
 def _add(
-    commands: Any,
-    name: str,
-    act: Callable[[argparse.Namespace], int],
-    meaning: str,
-    example: str,
-    before: str | None = None,
+    commands: Any, name: str, act: Callable[[argparse.Namespace], int], meaning: str, example: str
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=meaning,
-        description=meaning[0].upper() + meaning[1:] + ".",
-        epilog=f"example: fedward server {name} {example}",
-    )
-    if before:
-        parser.add_argument(before, type=Path, help="the backup")
+    parser = command.add(commands, act, "fedward server", meaning, f"{name} {example}")
+    if name == "restore":
+        command.add_backup(parser)
     parser.add_argument("folder", type=Path, help="the federation's folder")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=act)
     return parser
 
 
@@ -164,7 +151,7 @@ def initialise(args: argparse.Namespace) -> int:
 
     federation = provision.create(args.folder, args.name or args.folder.resolve().name, args.host, args.port)
     told = {"name": federation.name, "folder": str(args.folder), "fingerprint": federation.fingerprint}
-    _tell(
+    tell(
         args,
         told,
         f"Made the federation {federation.name!r} in {args.folder}.\n\nFingerprint, to read out on the telephone:\n  {federation.fingerprint}\n\n"
@@ -185,7 +172,7 @@ def admit(args: argparse.Namespace) -> int:
         out.write_bytes(joining.document_bytes(answer))
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror}); choose another place with --out") from None
-    _tell(
+    tell(
         args,
         {"name": answer["name"], "file": str(out), "fingerprint": federation.fingerprint},
         f"Admitted {answer['name']!r}. Send it {out}; it holds no secret.\nThe hospital then types:\n"
@@ -199,7 +186,7 @@ def revoke(args: argparse.Namespace) -> int:
     from server import provision
 
     member = provision.open_federation(args.folder).revoke(args.name)
-    _tell(
+    tell(
         args,
         {"name": member.name, "revoked": member.revoked},
         f"{member.name!r} is revoked; its next request is refused.",
@@ -215,7 +202,7 @@ def check(args: argparse.Namespace) -> int:
 
     flower.quiet()
     found = coordinator.check(provision.open_federation(args.folder), *_address(args.listen))
-    _tell(args, preflight.facts(found), preflight.text(found))
+    tell(args, preflight.facts(found), preflight.text(found))
     return preflight.exit_code(found)
 
 
@@ -227,8 +214,8 @@ def start(args: argparse.Namespace) -> int:
     flower.check_version()
     flower.quiet()
     federation = provision.open_federation(args.folder)
-    coordinator.start(federation, *_address(args.listen), lambda text: _tell(args, {"open": text}, text), args.health)
-    _tell(args, {"stopped": str(args.folder)}, "stopped")
+    coordinator.start(federation, *_address(args.listen), lambda text: tell(args, {"open": text}, text), args.health)
+    tell(args, {"stopped": str(args.folder)}, "stopped")
     return 0
 
 
@@ -243,12 +230,14 @@ def _address(listen: str) -> tuple[str, int]:
 def run(args: argparse.Namespace) -> int:
     """Run ``fedward server run``."""
     from common.tasks import read_run
-    from server import runs
+    from server import records
 
     federation = _opened(args.folder)
     short = {"task": {"name": args.task}} | ({"rounds": args.rounds} if args.rounds is not None else {})
     config = read_run(merge(merge(PATIENT, short), assign(args.set)))
-    return _train(args, federation, runs.new_folder(federation.folder / "runs", config.task.name), config)
+    return _train(
+        args, federation, records.new_folder(federation.folder / "runs", config.task.name, mode=0o700), config
+    )
 
 
 def resume(args: argparse.Namespace) -> int:
@@ -267,16 +256,16 @@ def _train(args: argparse.Namespace, federation: "Federation", folder: Path, con
         if not args.json:
             print(runs.line(record), flush=True)
 
-    command = f"fedward server resume {args.folder} {folder.name}"
+    again = f"fedward server resume {args.folder} {folder.name}"
     here = None if args.json else coordinator.online(federation)
     if here is not None:
         print(f"{folder.name}: connected {', '.join(here) or 'nobody yet'}", flush=True)
     try:
         record = runs.run(federation, config, folder, show)
     except KeyboardInterrupt:
-        kept = f"what is finished is kept: go on with '{command}'" if folder.exists() else "no round was finished yet"
+        kept = f"what is finished is kept: go on with '{again}'" if folder.exists() else "no round was finished yet"
         raise FedwardError(f"stopped; {kept}") from None
-    _tell(args, record, f"\n{runs.summary(record)}\n\nThe run is in {folder}")
+    tell(args, record, f"\n{runs.summary(record)}\n\nThe run is in {folder}")
     return 0
 
 
@@ -295,17 +284,17 @@ def audit(args: argparse.Namespace) -> int:
     if args.log:
         lines = witness.verify(members[0], args.log)
         text = f"{args.log}: holds all {lines} lines that {args.hospital!r} promised."
-        _tell(args, {"hospital": args.hospital, "promised": lines, "intact": True}, text)
+        tell(args, {"hospital": args.hospital, "promised": lines, "intact": True}, text)
     elif args.put_aside:
         aside = witness.put_aside(members[0])
         text = (
             f"What {args.hospital!r} promised is in {aside} now." if aside else f"{args.hospital!r} promised nothing."
         )
-        _tell(args, {"hospital": args.hospital, "put_aside": aside and str(aside)}, text)
+        tell(args, {"hospital": args.hospital, "put_aside": aside and str(aside)}, text)
     else:
         lines_of = witness.heads()
         rows = [f"{member.name:24} {lines_of[member.name]} lines promised" for member in members]
-        _tell(args, {member.name: lines_of[member.name] for member in members}, "\n".join(rows))
+        tell(args, {member.name: lines_of[member.name] for member in members}, "\n".join(rows))
     return 0
 
 
@@ -331,7 +320,7 @@ def status(args: argparse.Namespace) -> int:
         "damaged": [str(error) for error in damaged],
         "runs": runs.listed(federation.folder / "runs"),
     }
-    _tell(args, facts, _status_text(facts))
+    tell(args, facts, _status_text(facts))
     return 0
 
 
@@ -353,7 +342,7 @@ def stop(args: argparse.Namespace) -> int:
     from server import coordinator, provision
 
     pid = supervise.stop(provision.open_federation(args.folder).folder / coordinator.RUN)
-    _tell(args, {"stopped": pid}, "Stopped.")
+    tell(args, {"stopped": pid}, "Stopped.")
     return 0
 
 
@@ -364,22 +353,15 @@ def backup(args: argparse.Namespace) -> int:
 
     federation, secret = provision.open_federation(args.folder), keys.passphrase()
     count = archive.write(args.folder, args.file, provision.BACKUP, federation.name, secret)
-    _tell(args, *archive.told(args.file, count, sealed=secret is not None, bare_keys=True))
+    tell(args, *archive.told(args.file, count, sealed=secret is not None, bare_keys=True))
     return 0
 
 
 def restore(args: argparse.Namespace) -> int:
     """Run ``fedward server restore``."""
-    from common import archive, keys
     from server import provision
 
-    name = archive.restore(args.file, args.folder, provision.BACKUP, keys.passphrase())
-    _tell(
-        args,
-        {"name": name, "folder": str(args.folder)},
-        f"Restored the federation {name!r} in {args.folder}.\nNext: fedward server start {args.folder}",
-    )
-    return 0
+    return command.restored(args, provision.BACKUP, "the federation", "fedward server start")
 
 
 def service(args: argparse.Namespace) -> int:
@@ -403,7 +385,7 @@ def service(args: argparse.Namespace) -> int:
         f"{main.name}.service": services.unit(main),
         "Containerfile": services.containerfile("server", "/federation", inside, options),
     }
-    _tell(args, files, services.told(files, args.out))
+    tell(args, files, services.told(files, args.out))
     return 0
 
 
@@ -414,8 +396,3 @@ def _opened(folder: Path) -> "Federation":
     flower.check_version()
     flower.quiet()
     return provision.open_federation(folder)
-
-
-def _tell(args: argparse.Namespace, facts: Any, text: str) -> None:
-    print(json.dumps(facts, ensure_ascii=False) if args.json else text)
-    sys.stdout.flush()

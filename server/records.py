@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from common import network as networks
+from common.errors import DataError
 from common.layout import Vector
 from common.tasks.task import Task
 from server import models
@@ -23,6 +24,32 @@ RUN, MODEL, METRICS = "run.json", "model.keras", "metrics.csv"
 
 Interval = list[float | None]
 """A value and the ends of its 95 % interval; None where it is undefined."""
+
+
+def new_folder(parent: Path, task: str, mode: int = 0o777) -> Path:
+    """Make and return the next free run folder, ``<task>-0001`` and so on; two runs that start at once get two.
+
+    Raises
+    ------
+    DataError
+        When it cannot be made.
+    """
+    try:
+        parent.mkdir(mode=mode, parents=True, exist_ok=True)
+        numbers = (path.name.rpartition("-")[2] for path in parent.glob(f"{task}-[0-9]*"))
+        number = max((int(each) for each in numbers if each.isdigit()), default=0) + 1
+        while True:
+            folder = parent / f"{task}-{number:04d}"
+            try:
+                folder.mkdir(mode=mode)
+            except FileExistsError:
+                number += 1
+                continue
+            return folder
+    except OSError as error:
+        raise DataError(
+            f"{parent}: cannot make a run folder ({error.strerror}); mend that, or choose another place, as simulate does with --out"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,6 @@ from server.rounds import Outcome
 CONFIG = "config.toml"
 
 
-def new_folder(parent: Path, task: str) -> Path:
-    """Make the folder of a new run, numbered after the highest there is."""
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    number = max((int(path.name[-4:]) for path in parent.glob(f"{task}-[0-9][0-9][0-9][0-9]")), default=0)
-    folder = parent / f"{task}-{number + 1:04d}"
-    folder.mkdir(mode=0o700)
-    return folder
-
-
 def reopen(folder: Path) -> RunConfig:
     """Read the settings of a run that is to go on.
 

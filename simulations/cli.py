@@ -99,10 +99,11 @@ def simulate(args: argparse.Namespace) -> int:
     """Run ``fedward simulate``."""
     _start_flower()
     scenario, resumed = _opened(args)
+    from server import records
     from simulations import run
     from simulations.live import Live
 
-    folder = resumed or run.new_folder(args.out, scenario.run.task.name)
+    folder = resumed or records.new_folder(args.out, scenario.run.task.name)
     again = shlex.join(["fedward", "simulate", str(folder / run.CONFIG)])
     command = again if resumed else shlex.join(["fedward", *sys.argv[1:]])
     with Live(quiet=args.json) as live:

@@ -4,12 +4,14 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common import command
 from common.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -25,28 +27,17 @@ def add_parsers(subparsers: Any) -> None:
         epilog="example: fedward data list",
     )
     below = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add(below, "list", list_all, "list all data sets", "fedward data list --json")
-    _add(below, "get", get, "download a data set, with its checksum", "fedward data get pneumonia")
-    _add(below, "show", show, "show origin, licence, classes and hospitals of a data set", "fedward data show heart")
-    export_ = _add(
-        below,
-        "export",
-        export,
-        "write one CSV file a hospital, as for 'hospital init'",
-        "fedward data export heart ./csv",
-    )
+    _add(below, list_all, "list all data sets", "list --json")
+    _add(below, get, "download a data set, with its checksum", "get pneumonia")
+    _add(below, show, "show origin, licence, classes and hospitals of a data set", "show heart")
+    export_ = _add(below, export, "write one CSV file a hospital, as for 'hospital init'", "export heart ./csv")
     export_.add_argument("folder", metavar="FOLDER", type=Path, help="where the files go; it is made if need be")
 
 
-def _add(subparsers: Any, name: str, run: Any, meaning: str, example: str) -> argparse.ArgumentParser:
-    sentence = f"{meaning[0].upper()}{meaning[1:]}."
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        name, help=meaning, description=sentence, epilog=f"example: {example}"
-    )
-    if name != "list":
+def _add(below: Any, act: Callable[[argparse.Namespace], int], meaning: str, example: str) -> argparse.ArgumentParser:
+    parser = command.add(below, act, "fedward data", meaning, example)
+    if act is not list_all:
         parser.add_argument("name", metavar="NAME", help="name of the data set, as in 'fedward data list'")
-    parser.add_argument("--json", action="store_true", help="print JSON for machines")
-    parser.set_defaults(run=run)
     return parser
 
 

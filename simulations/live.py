@@ -1,6 +1,7 @@
 """What a running simulation shows: a live table of its hospitals while it trains, a summary at its end."""
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -27,6 +28,7 @@ SILENT_SECONDS = 10.0
 WATCHED = ("auroc", "accuracy")
 """Metrics of the live table."""
 SUMMARISED = ("auroc", "accuracy", "macro_f1", "brier")
+STOPPING = b"\nstopping at the end of this round; Ctrl-C again stops at once\n"
 
 
 class Live:
@@ -42,7 +44,7 @@ class Live:
         self._total = 0
         self._rounds: list[RoundRecord] = []
         self._before: Any = None
-        self._pressed = False
+        self._pressed = self._waits = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -60,18 +62,30 @@ class Live:
             signal.signal(signal.SIGINT, self._before)
 
     def _press(self, _number: int, _frame: object) -> None:
-        """Stop the run, now or at the end of its round: Python drops an exception that falls into a callback of its memory's."""
+        """Stop a run that trains in this process at the end of its round, any other and at the second time at once.
+
+        An interrupt that falls into TensorFlow looks like a failure of the hospital that it trains, and one that falls into a callback of Python's memory is dropped.
+        """
+        if self._pressed or not self._waits:
+            self._pressed = True
+            raise KeyboardInterrupt
         self._pressed = True
-        raise KeyboardInterrupt
+        os.write(2, STOPPING)  # print is not for handlers: it may be what was interrupted
 
     def begin(self, scenario: Scenario, title: str = "") -> Watcher:
         """Forget the run before and return the watcher of this one; ``title`` says which of many it is."""
         self._total, self._rounds, self._title = scenario.run.rounds, [], title
+        self._waits = scenario.simulation.engine == "local"
         if title and not (self._shows or self._quiet):
             self._print(title)
         return Watcher(self._on_stage, self._on_round)
 
+    def _stop_if_asked(self) -> None:
+        if self._pressed:
+            raise KeyboardInterrupt
+
     def _on_stage(self, name: str) -> None:
+        self._stop_if_asked()
         self._stage, self._told = name, time.monotonic()
         if self._shows:
             self._live.update(self._view())
@@ -79,8 +93,7 @@ class Live:
             self._print(f"{name} ...")
 
     def _on_round(self, record: RoundRecord) -> None:
-        if self._pressed:
-            raise KeyboardInterrupt
+        self._stop_if_asked()
         self._rounds.append(record)
         self._first = self._first if len(self._rounds) > 1 else time.monotonic()
         if self._shows:

@@ -42,28 +42,6 @@ class Watcher:
     round: rounds.Watch = lambda _record: None
 
 
-def new_folder(out: Path, task: str) -> Path:
-    """Make and return the next free run folder, ``<task>-0001`` and so on; two runs that start at once get two."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        taken = [
-            int(path.name.rpartition("-")[2])
-            for path in out.glob(f"{task}-[0-9]*")
-            if path.name.rpartition("-")[2].isdigit()
-        ]
-        number = max(taken, default=0) + 1
-        while True:
-            folder = out / f"{task}-{number:04d}"
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                number += 1
-                continue
-            return folder
-    except OSError as error:
-        raise DataError(f"{out}: cannot make a run folder ({error.strerror}); choose another with --out") from None
-
-
 def reopen(folder: Path) -> Scenario:
     """Read the scenario of a run folder, to go on with it."""
     path = folder / CONFIG
@@ -77,7 +55,7 @@ def on_grid(grid: Grid, context: Context) -> None:
     given = str(context.run_config["scenario"])
     scenario = scenarios.read(merge(scenarios.tables_of(given), {"simulation": {"engine": "ray"}}))
     named = str(context.run_config["folder"])
-    folder = Path(named) if named else new_folder(Path("runs"), scenario.run.task.name)
+    folder = Path(named) if named else records.new_folder(Path("runs"), scenario.run.task.name)
     make_folder(folder)
 
     def engine(

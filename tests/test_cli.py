@@ -303,7 +303,7 @@ def test_interrupted_from_the_keyboard_it_goes_on_bit_equal(tmp_path):
     assert "this run is finished" in again.stderr
 
 
-@pytest.mark.parametrize("place", ["simulations.scenario.find", "simulations.run.new_folder"])
+@pytest.mark.parametrize("place", ["simulations.scenario.find", "server.records.new_folder"])
 def test_interrupted_before_there_is_a_run_it_ends_in_one_line(refused, monkeypatch, place):
     def interrupt(*_):
         raise KeyboardInterrupt

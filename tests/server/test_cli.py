@@ -20,7 +20,7 @@ from common import chain, supervise
 from common.config import as_table, dumps
 from common.errors import FedwardError
 from common.supervise import free_port
-from server import coordinator, provision, runs
+from server import coordinator, provision, records, runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # where Flower builds a bundle
 ROOT = Path(__file__).parents[2]
@@ -349,7 +349,7 @@ class TestRun:
         assert (code, "no such run; there are: none" in line) == (2, True)
 
     def test_resuming_a_finished_or_damaged_run(self, refused, fed, federation):
-        folder = runs.new_folder(fed / "runs", "heart")
+        folder = records.new_folder(fed / "runs", "heart")
         (folder / "config.toml").write_text("rounds = ")
         code, line = refused("server", "resume", "fed", "heart-0001")
         assert (code, "config.toml: damaged" in line) == (1, True)
@@ -409,7 +409,7 @@ class TestKeeping:
 
 class TestState:
     def test_a_run_under_way_is_not_an_interrupted_one(self, run, refused, fed, federation):
-        folder = runs.new_folder(fed / "runs", "heart")
+        folder = records.new_folder(fed / "runs", "heart")
         (folder / "config.toml").write_text(dumps(as_table(federation.config())))
         assert json.loads(run("server", "status", "fed", "--json"))["runs"][0]["state"] == "interrupted"
         with supervise.marked(folder):

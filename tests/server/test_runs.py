@@ -51,7 +51,7 @@ def plans(monkeypatch, federation):
 @pytest.fixture
 def play(study, plans):
     def played(config, folder=None, watch=lambda _: None):
-        folder = folder or runs.new_folder(study.folder / "runs", "heart")
+        folder = folder or records.new_folder(study.folder / "runs", "heart")
         return folder, runs.run(study, config, folder, watch)
 
     return played
@@ -70,15 +70,15 @@ def stopping_after(number):
 class TestFolders:
     def test_they_are_numbered_after_the_highest(self, tmp_path):
         parent = tmp_path / "runs"
-        assert [runs.new_folder(parent, "heart").name for _ in range(2)] == ["heart-0001", "heart-0002"]
+        assert [records.new_folder(parent, "heart").name for _ in range(2)] == ["heart-0001", "heart-0002"]
         (parent / "heart-0041").mkdir()
         (parent / "heart-notes").mkdir()
         (parent / "pneumonia-0099").mkdir()
-        assert runs.new_folder(parent, "heart").name == "heart-0042"
-        assert runs.new_folder(parent, "pneumonia").name == "pneumonia-0100"
+        assert records.new_folder(parent, "heart").name == "heart-0042"
+        assert records.new_folder(parent, "pneumonia").name == "pneumonia-0100"
 
     def test_only_their_owner_can_look_into_them(self, tmp_path):
-        folder = runs.new_folder(tmp_path / "runs", "heart")
+        folder = records.new_folder(tmp_path / "runs", "heart", mode=0o700)
         assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, folder.parent)} == {0o700}
 
 
@@ -118,7 +118,7 @@ class TestInterrupted:
     def test_it_goes_on_and_ends_as_if_nothing_had_been(self, study, play, federation, number):
         config = federation.config()
         _, whole = play(config)
-        folder = runs.new_folder(study.folder / "runs", "heart")
+        folder = records.new_folder(study.folder / "runs", "heart")
         with pytest.raises(KeyboardInterrupt):
             play(config, folder, stopping_after(number))
         assert not (folder / "run.json").exists()
@@ -150,7 +150,7 @@ class TestNothingLeft:
     """Where no round was finished there is nothing to go on with, and no folder that would be listed."""
 
     def check(self, study, config, error):
-        folder = runs.new_folder(study.folder / "runs", "heart")
+        folder = records.new_folder(study.folder / "runs", "heart")
         with pytest.raises(error):
             runs.run(study, config, folder, lambda _: None)
         assert not folder.exists()
@@ -176,7 +176,7 @@ class TestNothingLeft:
         self.check(study, federation.config(), KeyboardInterrupt)
 
     def test_but_what_somebody_put_there_stays(self, study, federation):
-        folder = runs.new_folder(study.folder / "runs", "heart")
+        folder = records.new_folder(study.folder / "runs", "heart")
         (folder / "notes.txt").write_text("of the study")
         with pytest.raises(Unreachable):
             runs.run(study, federation.config(), folder, lambda _: None)

@@ -141,12 +141,24 @@ class TestTable:
         assert "and 30 more hospitals" in text
 
 
-def test_an_interrupt_that_python_dropped_stops_the_run_at_the_end_of_its_round():
+@pytest.mark.parametrize("step", ["stage", "round"])
+def test_ctrl_c_stops_a_run_of_this_process_at_the_end_of_its_round_and_at_the_second_time_at_once(step, capfd):
     before = signal.getsignal(signal.SIGINT)
     with live.Live(quiet=True) as shown:
         watcher = shown.begin(read(find("heart")))
+        signal.raise_signal(signal.SIGINT)
+        assert capfd.readouterr().err.encode() == live.STOPPING
+        with pytest.raises(KeyboardInterrupt):
+            getattr(watcher, step)(None)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            watcher.round(None)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_where_others_train_and_before_a_run_begins_ctrl_c_stops_at_once():
+    with live.Live(quiet=True) as shown, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    with live.Live(quiet=True) as shown:
+        shown.begin(read(find("heart"), {"simulation": {"engine": "deploy"}}))
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
