@@ -11,12 +11,12 @@ import asyncio
 import base64
 import hashlib
 import logging
-import math
+import random
 import ssl
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from common import certificates, flower, keys, relay
 from common.errors import FedwardError
 from common.preflight import CLOCK, HEALTH, RELEASE
 from common.relay import Body, Gone, Header, Receive, Refused, Scope, Send
+from server.superlink import NEWS
 
 RENEW = "/fedward/renew"
 PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
@@ -45,10 +46,10 @@ SMALL = 8 << 20
 """Bytes of the largest request that is read before it is passed on: one that announces an answer, without its arrays."""
 HOLD_SECONDS = 20.0
 """How long a node that asks for messages is kept waiting: its time-out is 30 s, and its signature counts for 300 s."""
-POLL_SECONDS, POLLS_PER_SECOND = 0.1, 50
-"""A waiting node's question is repeated this often, but those of all nodes together not more often than Flower can well answer."""
-BUSY_SECONDS, IDLE_SECONDS = 60.0, 0.5
-"""How long after a message a node's question is repeated that often, and the pause after that: Flower works some 4 ms on each."""
+LOOK_SECONDS, LOOKS_PER_SECOND = 2.0, 50
+"""A waiting node's question is put to Flower again when there is news, and after so long without; those of all nodes together not more often than Flower can well answer."""
+DEAF_SECONDS = 0.5
+"""How often it is asked where nothing tells of news."""
 AWAITED = b"\x08\x01"
 """Flower's answer that it knows of a part and does not have it yet: a PullObjectResponse with ``object_found`` alone."""
 PART_SECONDS, PART_PAUSE = 5.0, 0.02
@@ -93,12 +94,12 @@ class _Handed:
 
 @dataclass
 class _Line:
-    """What is remembered of a member: its requests under way, how often it asked for messages, a message that it may not have received and when that came, its node's number."""
+    """What is remembered of a member: its requests under way, how often it asked for messages and how many of these questions wait, a message that it may not have received, its node's number."""
 
     busy: int = 0
     asked: int = 0
+    waiting: int = 0
     handed: _Handed | None = None
-    heard: float = -math.inf
     node: int = 0
 
 
@@ -114,19 +115,24 @@ class Gateway:
         self._held = 0
         self._asking: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._news = asyncio.Event()
+        self._listening: asyncio.Task[None] | None = None
         # The way to the SuperLink is loopback: no proxy of the environment has a part in it.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._client = httpx.AsyncClient(limits=limits, trust_env=False)
 
     async def open(self) -> None:
         """Begin."""
+        self._listening = asyncio.create_task(self._listen())
 
     async def stop(self) -> None:
         """Answer the nodes that wait."""
         self._stopping = True
+        self._wake()
 
     async def close(self) -> None:
         """End."""
+        await relay.ended(self._listening)
         await asyncio.gather(*self._asking, return_exceptions=True)
         await self._client.aclose()
 
@@ -230,14 +236,40 @@ class Gateway:
     async def _pull(self, line: _Line, scope: Scope, headers: list[Header], content: bytes, send: Send) -> None:
         """Answer when there is a message for the node, when it has waited long enough, or when it asks anew on another connection."""
         line.asked += 1
+        if line.waiting:
+            self._wake()
         asked, end = line.asked, time.monotonic() + self._hold
-        with self._holding():
-            while (found := await self._ask(line, headers, content)).is_success and not found.content:
-                if self._stopping or line.asked != asked or time.monotonic() > end:
+        with self._holding(line):
+            while True:
+                news = self._news
+                found = await self._ask(line, headers, content)
+                over = self._stopping or line.asked != asked or time.monotonic() > end
+                if over or found.content or not found.is_success:
                     break
-                await asyncio.sleep(max(_pause(line), self._held / POLLS_PER_SECOND))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), min(LOOK_SECONDS, max(end - time.monotonic(), 0.0)))
+                # The news is for all who wait, and most often there is something for each of them.
+                await asyncio.sleep(random.uniform(0, self._held / LOOKS_PER_SECOND))  # noqa: S311 - spreads questions, hides nothing
                 self._member(scope)
         await relay.answer(send, found.status_code, found.content, relay.passing(found.headers.raw, KEPT))
+
+    async def _listen(self) -> None:
+        """Wake the nodes that wait whenever the coordinator has sent a message; see `server.superlink`."""
+        count = ""
+        while True:
+            try:
+                answer = await self._client.get(f"{self._upstream}{NEWS}?{count}", timeout=TIMEOUT)
+                count = answer.text if answer.is_success else ""
+            except httpx.TransportError:
+                count = ""
+            if not count:
+                await asyncio.sleep(DEAF_SECONDS)
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have the nodes that wait look again."""
+        news, self._news = self._news, asyncio.Event()
+        news.set()
 
     async def _ask(self, line: _Line, headers: list[Header], content: bytes) -> httpx.Response:
         """Ask Flower once; but first hand out again what was lost on its way."""
@@ -255,7 +287,6 @@ class Gateway:
             response = await self._client.send(request)
         if response.is_success and response.content:
             line.handed = _Handed(response.content, _end_of_life(response.content), times=1)
-            line.heard = time.monotonic()
         return response
 
     def _asked(self, task: "asyncio.Task[httpx.Response]") -> None:
@@ -268,17 +299,14 @@ class Gateway:
         return relay.request(self._upstream + path, headers, content, TIMEOUT)
 
     @contextmanager
-    def _holding(self) -> Iterator[None]:
+    def _holding(self, line: _Line) -> Iterator[None]:
         self._held += 1
+        line.waiting += 1
         try:
             yield
         finally:
             self._held -= 1
-
-
-def _pause(line: _Line) -> float:
-    """Return how long to wait before Flower is asked again: a hospital that nobody has asked for a while can wait a little longer."""
-    return POLL_SECONDS if time.monotonic() - line.heard < BUSY_SECONDS else IDLE_SECONDS
+            line.waiting -= 1
 
 
 @contextmanager
@@ -428,6 +456,7 @@ class _Served(Gateway):
 
     async def open(self) -> None:
         """Begin."""
+        await super().open()
         self._refreshing = asyncio.create_task(self._refresh())
 
     async def close(self) -> None:

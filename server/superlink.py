@@ -1,11 +1,14 @@
 """Flower's SuperLink with a lock on its operator's routes: whoever reaches its port can otherwise submit code.
 
-``python -m server.superlink TOKEN_FILE ...`` takes the options of ``flower-superlink`` and is it, but for the one door-keeper in front.
+``python -m server.superlink TOKEN_FILE ...`` takes the options of ``flower-superlink`` and is it, but for the one door-keeper in front. That one also
+tells the gateway when a message has come in, so that nobody has to ask Flower again and again.
 """
 
+import asyncio
 import hmac
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,28 +23,46 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = ("/v1/fleet/", "/v1/runtime/", "/health")
 """Routes that have proofs of their own: the node's signature, the task's token, the secret of who may take up work."""
+NEWS, PUSHED = "/fedward/news", "/v1/runtime/push-messages"
+NEWS_SECONDS = 20.0
+"""How long who asks for news waits at most."""
 
 
 class Locked:
-    """Lets requests to other than the open routes through only with the operator's token."""
+    """Lets requests to other than the open routes through only with the operator's token; ``GET /fedward/news?N`` is answered when the coordinator has sent other than ``N`` messages, with their count."""
 
     def __init__(self, app: App, token: str) -> None:
         self._app = app
         self._token = token.encode()
+        self._count, self._news = 0, asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 403 without a word, or pass the request on."""
         if scope["type"] == "websocket":
             return  # Flower has none; unanswered, the server closes it with 500
-        if scope["type"] == "http" and not (scope["path"].startswith(OPEN) or self._may(scope)):
-            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-length", b"0")]})
-            await send({"type": "http.response.body", "body": b""})
-            return
-        await self._app(scope, receive, send)
+        path = scope.get("path", "")
+        if path == NEWS:
+            if scope["query_string"] == b"%d" % self._count:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), NEWS_SECONDS)
+            await _answer(send, 200, b"%d" % self._count)
+        elif scope["type"] == "http" and not (path.startswith(OPEN) or self._may(scope)):
+            await _answer(send, 403)
+        else:
+            await self._app(scope, receive, send)
+            if path == PUSHED:
+                self._count += 1
+                news, self._news = self._news, asyncio.Event()
+                news.set()
 
     def _may(self, scope: Scope) -> bool:
         given = dict(scope["headers"]).get(TOKEN_HEADER.encode(), b"")
         return hmac.compare_digest(given, self._token)
+
+
+async def _answer(send: Send, status: int, body: bytes = b"") -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
 
 
 def main() -> None:

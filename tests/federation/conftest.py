@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from client import site as sites
 from client.site import Site
 from common import relay
-from server import gateway, provision
+from server import gateway, provision, superlink
 
 PROTOBUF = "application/protobuf"
 RUNNING = []
@@ -78,6 +78,11 @@ class Upstream:
             headers.append((b"content-length", str(len(content)).encode()))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content, "more_body": False})
+
+    def send(self, content: bytes) -> None:
+        """Have a message for a node, as after the coordinator has sent one."""
+        self.says["/v1/fleet/pull-messages"] = content
+        httpx.post(f"http://127.0.0.1:{self.port}{superlink.PUSHED}")
 
     def paths(self) -> list[str]:
         return [each["path"] for each in self.asked]
@@ -145,7 +150,7 @@ def join(federation: provision.Federation, folder: Path, name: str) -> Site:
 @pytest.fixture(scope="session")
 def _flower() -> Iterator[Upstream]:
     flower = Upstream()
-    with plainly_serving(flower) as flower.port:
+    with plainly_serving(superlink.Locked(flower, "token")) as flower.port:
         yield flower
 
 

@@ -19,7 +19,7 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
 from common import certificates, keys, relay
 from common.certificates import Issuer
-from server import gateway
+from server import gateway, superlink
 from server.provision import create
 
 ROUTES = sorted({path for _, path in PROTOBUF_REQUEST_TYPES})
@@ -409,7 +409,7 @@ class TestWaitingForMessages:
             thread.start()
             time.sleep(1.0)
             sent = time.monotonic()
-            door.upstream.says[PULL] = content
+            door.upstream.send(content)
             thread.join(5)
             assert arrived[0][0] == content
             assert 0 <= arrived[0][1] - sent < 0.5
@@ -442,13 +442,27 @@ class TestWaitingForMessages:
         assert 0.9 < time.monotonic() - begun < 2
         assert 2 <= len(door.upstream.asked) <= 4
 
-    def test_flower_is_asked_more_often_where_a_message_came_a_moment_ago(self, door):
-        door.upstream.says[PULL] = message()
-        door.post(PULL)
-        door.post("/v1/fleet/pull-object")
-        door.upstream.asked.clear()
-        assert door.post(PULL).content == b""
-        assert 5 <= len(door.upstream.asked) <= 12
+    def test_flower_is_asked_again_when_the_coordinator_has_sent_something_and_not_before(self, make_door, tools):
+        with make_door(hold=4.0) as door:
+            answers = []
+            asking = threading.Thread(target=lambda: answers.append(door.post(PULL).content))
+            asking.start()
+            tools.until(lambda: door.upstream.paths() == [PULL])
+            time.sleep(1.0)
+            assert door.upstream.paths() == [PULL]
+            door.upstream.send(content := message())
+            asking.join(1.0)
+            assert answers == [content]
+            assert door.upstream.paths() == [PULL, superlink.PUSHED, PULL]
+
+    def test_a_message_that_came_while_nobody_listened_for_news_is_found_all_the_same(self, make_door, monkeypatch):
+        monkeypatch.setattr(gateway, "NEWS", "/nothing/there")
+        monkeypatch.setattr(gateway, "LOOK_SECONDS", 0.3)
+        with make_door(hold=4.0) as door:
+            threading.Timer(0.5, lambda: door.upstream.says.update({PULL: message()})).start()
+            begun = time.monotonic()
+            assert door.post(PULL).content
+            assert time.monotonic() - begun < 2
 
     def test_flower_is_asked_with_what_the_node_signed(self, door, tools):
         door.post(PULL, headers={**tools.node(door.east), "flwr-signature": "s"}, content=b"node 7")
@@ -499,7 +513,7 @@ class TestWaitingForMessages:
                 before = len(door.upstream.asked)
                 tools.until(lambda: len(door.upstream.asked) >= before + 2)  # noqa: B023
             tools.until(lambda: len(answers) == 1, 2)
-            door.upstream.says[PULL] = content = message()
+            door.upstream.send(content := message())
             tools.until(lambda: len(answers) == 2, 2)
             assert answers == [b"", content]
 

@@ -13,7 +13,7 @@ from common.deployment import TOKEN_HEADER
 from common.errors import FedwardError
 from common.supervise import Supervisor
 from server import coordinator, provision
-from server.superlink import Locked
+from server.superlink import NEWS, PUSHED, Locked
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "5a" * 32
@@ -54,6 +54,35 @@ def post(behind, path, headers=(), method="POST", token=TOKEN):
 
 def token(text):
     return [(TOKEN_HEADER.encode(), text.encode())]
+
+
+def test_who_asks_for_news_waits_until_there_is_a_message_more_than_he_knows_of(behind):
+    async def ask(app, path, query=b""):
+        sent = []
+
+        async def send(event):
+            sent.append(event)
+
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": query, "headers": []}
+        await app({**scope}, None, send)
+        return sent[-1]["body"]
+
+    async def talk():
+        app = Locked(behind, TOKEN)
+        first = await ask(app, NEWS)
+        waits = asyncio.create_task(ask(app, NEWS, first))
+        await asyncio.sleep(0.05)
+        assert not waits.done()
+        await ask(app, "/v1/runtime/pull-messages")
+        await asyncio.sleep(0.05)
+        assert not waits.done()
+        await ask(app, PUSHED)
+        second = await asyncio.wait_for(waits, 1)
+        # What came in between two questions is news as well.
+        await ask(app, PUSHED)
+        return first, second, await asyncio.wait_for(ask(app, NEWS, second), 1)
+
+    assert asyncio.run(talk()) == (b"0", b"1", b"2")
 
 
 OPEN = (
