@@ -16,6 +16,7 @@ from common.config import (
     Choice,
     EvaluationConfig,
     LimitsConfig,
+    PrivacyConfig,
     RunConfig,
     SelectionConfig,
     StoppingConfig,
@@ -51,7 +52,7 @@ def centralised(population: Population, config: RunConfig, federated: Outcome) -
 
 
 def _alone(population: Population, hospital: Hospital, config: RunConfig, number: int) -> Model:
-    """Run a federation of one. Nothing is lost by sending, kept back or drawn; a limit on updates has no one to guard against."""
+    """Run a federation of one. Nothing is lost by sending, kept back, drawn or noised; a limit on updates has no one to guard against."""
     settings = replace(
         config,
         rounds=number,
@@ -61,6 +62,7 @@ def _alone(population: Population, hospital: Hospital, config: RunConfig, number
         update=UpdateConfig(),
         evaluation=EvaluationConfig(every=0),
         stopping=StoppingConfig(),
+        privacy=PrivacyConfig(),
     )
     return rounds.run(grid_of([Seat(population.worker, hospital)]), Plan(settings, personal=False)).model
 
