@@ -118,9 +118,18 @@ class Ledger:
             if known:
                 return bytes(known[0][0])
             self._check([event])
-            self._rows("UPDATE charges SET key = NULL WHERE run = ? AND round < ?", _short(question.run), question.round)
+            self._rows(
+                "UPDATE charges SET key = NULL WHERE run = ? AND round < ?", _short(question.run), question.round
+            )
             key = self._key(question)
-            values = (question.identity, _short(question.run), question.round, question.study, question.task, question.unit)
+            values = (
+                question.identity,
+                _short(question.run),
+                question.round,
+                question.study,
+                question.task,
+                question.unit,
+            )
             now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             self._rows(
                 "INSERT INTO charges (identity, run, round, study, task, unit, event, key, time) VALUES (?,?,?,?,?,?,?,?,?)",
@@ -150,8 +159,8 @@ class Ledger:
                 "SELECT study, task, unit, count(*), sum(1 - used) FROM charges GROUP BY study, task, unit ORDER BY study, task, unit"
             )
             return [
-                Spent(*names, epsilon(self._events(*names), delta), charges, unused)
-                for *names, charges, unused in groups
+                Spent(study, task, unit, epsilon(self._events(study, task, unit), delta), charges, unused)
+                for study, task, unit, charges, unused in groups
             ]
 
     def close(self) -> None:
@@ -217,6 +226,16 @@ class _Transaction:
 
 def _short(run: str) -> str:
     return hashlib.sha256(run.encode()).hexdigest()
+
+
+@contextmanager
+def read(path: Path) -> Iterator[Ledger]:
+    """Open a ledger to look at; where there is none yet, an empty one, and no file is made."""
+    opened = Ledger(path if path.exists() else None)
+    try:
+        yield opened
+    finally:
+        opened.close()
 
 
 @contextmanager

@@ -153,7 +153,18 @@ def compile_fit(network: Network, task: Task, method: Method, bounds: Bounds, dt
 
 
 def _run(
-    epochs: Epochs, bounds: Bounds, shared: Any, local: Any, x: Any, y: Any, rows: Any, ends: Any, normals: Any, draw: Any, pace: Any, correction: Any
+    epochs: Epochs,
+    bounds: Bounds,
+    shared: Any,
+    local: Any,
+    x: Any,
+    y: Any,
+    rows: Any,
+    ends: Any,
+    normals: Any,
+    draw: Any,
+    pace: Any,
+    correction: Any,
 ) -> tuple[Any, Any]:
     import tensorflow as tf
 
@@ -191,6 +202,8 @@ def _clipped(epochs: Epochs, bounds: Bounds, moving: list[Any], fixed: list[Any]
     x, y, mask, seed = batch
     model = epochs.network.model
     inputs = tf.cast(x, model.inputs[0].dtype)
+    if inputs.dtype.is_floating:
+        inputs = tf.where(tf.math.is_finite(inputs), inputs, 0.0)  # no row may make the sum of all not a number
     states = training.with_seeds(model, fixed, seed)
     clipped, _ = dpsgd.clipped_gradients(
         model, moving, states, (inputs, y, mask), epochs.task.objective.loss, bounds.row, bounds.per_unit

@@ -29,7 +29,12 @@ from common.errors import DataError, FedwardError, UsageError
 REQUEST, FEDERATION = "request.json", "federation.json"
 CERTIFICATE, AUTHORITY = "certificate.pem", "authority.pem"
 VAULT_BYTES = 32
-BACKUP = archive.Kind("hospital", REQUEST, left_out=("run",), readings={"audit.jsonl": archive.whole_lines, ledger.NAME: ledger.whole})
+BACKUP = archive.Kind(
+    "hospital",
+    REQUEST,
+    left_out=("run", "ledger.sqlite-journal"),
+    readings={"audit.jsonl": archive.whole_lines, ledger.NAME: ledger.whole},
+)
 """What a backup of a site is; what its programs need while they run is made anew."""
 
 

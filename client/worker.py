@@ -121,7 +121,9 @@ class Worker:
         pace = np.array(_pace(request), np.float32)
         plan = training.widened(rows) if method.xla else rows
         fit = self._compiled(prepared, method, held)
-        shared, local, loss = fit(*begin, held.x, held.y, *_tensors(plan, draw, pace), _correction(method, request, state))
+        shared, local, loss = fit(
+            *begin, held.x, held.y, *_tensors(plan, draw, pace), _correction(method, request, state)
+        )
         return training.Trained(shared.numpy(), local.numpy(), float(loss), len(rows))
 
     def _fit_privately(

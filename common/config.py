@@ -164,7 +164,9 @@ class PrivacyConfig:
     ] = 1
     study: Annotated[str, "name under which hospitals account for what the run spends"] = ""
     adaptive: Annotated[
-        float, Range(0, 1), "share of the hospitals whose updates are left unclipped, with the unit 'hospital'; 0 keeps clip_norm"
+        float,
+        Range(0, 1),
+        "share of the hospitals whose updates are left unclipped, with the unit 'hospital'; 0 keeps clip_norm",
     ] = 0.0
 
     @property
@@ -217,7 +219,11 @@ def _check_privacy(run: RunConfig) -> None:
         raise ConfigError(
             f"training.optimizer: privacy.method 'full' is one plain step a round, which {run.training.optimizer!r} would scale anew; add --set training.optimizer=sgd"
         )
-    if privacy.at_hospitals and privacy.noise == "shared" and not getattr(getattr(run, "secure", None), "aggregation", False):
+    if (
+        privacy.at_hospitals
+        and privacy.noise == "shared"
+        and not getattr(getattr(run, "secure", None), "aggregation", False)
+    ):
         raise ConfigError(
             "privacy.noise: 'shared' noise protects only the sum, and without secure aggregation the coordinator sees every update; add --set secure.aggregation=true, or set privacy.noise to 'hospital'"
         )

@@ -46,10 +46,21 @@ def spent(config: RunConfig, rounds: Sequence[RoundRecord], hospitals: int) -> d
         events["*"] = [_event(config, hospitals)] * len(rounds)
         who = "the coordinator"
     account = {
-        name: {"epsilon": epsilon(each, privacy.delta), "events": [to_text(event) for event in dict.fromkeys(each)], "rounds": len(each)}
+        name: {
+            "epsilon": epsilon(each, privacy.delta),
+            "events": [to_text(event) for event in dict.fromkeys(each)],
+            "rounds": len(each),
+        }
         for name, each in sorted(events.items())
     }
-    return {"target": privacy.epsilon, "delta": privacy.delta, "unit": privacy.unit, "relation": RELATION, "noise_by": who, "spent": account}
+    return {
+        "target": privacy.epsilon,
+        "delta": privacy.delta,
+        "unit": privacy.unit,
+        "relation": RELATION,
+        "noise_by": who,
+        "spent": account,
+    }
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,7 @@ class HospitalPrivacy:
         source = self._source("noise", number)
         if privacy.adaptive:
             counting = cohort / COUNTING
-            below = float(state["privacy/below"] if "privacy/below" in state else 0.0) + counting * float(source.normals(1)[0])
+            below = float(state.get("privacy/below", 0.0)) + counting * float(source.normals(1)[0])
             state["privacy/clip"] = np.array(bound * math.exp(-PACE * (below / cohort + 0.5 - privacy.adaptive)))
             multiplier = (multiplier**-2 - (2 * counting) ** -2) ** -0.5
         total = state.pop("privacy/sum", np.zeros_like(state["weights"]))
@@ -140,7 +151,9 @@ def _event(config: RunConfig, hospitals: int) -> Event:
     """
     privacy: PrivacyConfig = config.privacy
     if privacy.delta * hospitals >= 1:
-        raise ConfigError(f"privacy.delta: {privacy.delta:g} is not below 1/{hospitals} = {1 / hospitals:.3g}, one over the count of hospitals")
+        raise ConfigError(
+            f"privacy.delta: {privacy.delta:g} is not below 1/{hospitals} = {1 / hospitals:.3g}, one over the count of hospitals"
+        )
     rate = config.selection.fraction
     multiplier = noise_multiplier(privacy.epsilon, privacy.delta, rate, config.rounds)
     if privacy.adaptive and 2 * rate * hospitals / COUNTING <= multiplier:

@@ -43,9 +43,9 @@ def local_only(population: Population, config: RunConfig, federated: Outcome) ->
 
 def centralised(population: Population, config: RunConfig, federated: Outcome) -> Iterator[dict[str, Model]]:
     """Train on all patients in one place, until they have been seen as often as in the federated run."""
-    pooled = Hospital(
-        "all", *(_pool([getattr(h, part) for h in population.hospitals]) for part in ("train", "validation", "test"))
-    )
+    parts = ("train", "validation", "test")
+    train, validation, test = (_pool([getattr(h, part) for h in population.hospitals]) for part in parts)
+    pooled = Hospital("all", train, validation, test)
     seen = sum(record.examples for record in federated.rounds[: max(federated.trained, 1)])
     model = _alone(population, pooled, config, max(1, round(seen / rows_of(pooled.train))))
     yield dict.fromkeys(population.names, model)

@@ -2,15 +2,15 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from common.errors import ConfigError
 from common.privacy.events import Event
 
 Method = Literal["pld", "rdp"]
-STEP = 1e-3
-"""Width of the bins in which privacy losses are counted; they are rounded so that epsilon comes out too large, never too small."""
+BINS = 1e3
+"""Into how many parts the expected epsilon is divided to count privacy losses in; they are rounded so that epsilon comes out too large, never too small."""
 
 
 def epsilon(events: Iterable[Event], delta: float, method: Method = "pld") -> float:
@@ -35,13 +35,22 @@ def epsilon(events: Iterable[Event], delta: float, method: Method = "pld") -> fl
         raise ConfigError(f"delta {delta:g}: expected above 0 and below 1")
     merged = _merged(events)
     if all(rate == 1.0 for _, rate in merged):
-        return gaussian_epsilon(math.sqrt(sum(count / z**2 for (z, _), count in merged.items())), delta)
-    return _composed(merged, method).get_epsilon(delta)
+        return gaussian_epsilon(about(merged), delta)
+    return float(_composed(merged, method, gaussian_epsilon(about(merged), delta)).get_epsilon(delta))
 
 
 def delta(events: Iterable[Event], at: float, method: Method = "pld") -> float:
     """Return the delta of all events together at epsilon ``at``."""
-    return float(_composed(_merged(events), method).get_delta(at))
+    return float(_composed(_merged(events), method, at).get_delta(at))
+
+
+def about(counts: Mapping[tuple[float, float], int]) -> float:
+    """Return the sensitivity, in standard deviations, of the Gaussian that events tend to, counted by multiplier and rate (Bu et al. 2020, equation 5)."""
+    parts = (
+        count / z**2 if rate == 1.0 else count * rate**2 * math.expm1(min(z**-2, 500.0))
+        for (z, rate), count in counts.items()
+    )
+    return math.sqrt(sum(parts))
 
 
 def gaussian_delta(at: float, mu: float) -> float:
@@ -78,10 +87,12 @@ def _merged(events: Iterable[Event]) -> dict[tuple[float, float], int]:
     return dict(counts)
 
 
-def _composed(merged: dict[tuple[float, float], int], method: Method) -> Any:
+def _composed(merged: Mapping[tuple[float, float], int], method: Method, expected: float) -> Any:
+    """Compose events whose epsilon is about as ``expected``."""
     import dp_accounting as dp
 
-    accountant = dp.pld.PLDAccountant(value_discretization_interval=STEP) if method == "pld" else dp.rdp.RdpAccountant()
+    step = min(max(expected / BINS, 1e-5), 0.1)
+    accountant = dp.pld.PLDAccountant(value_discretization_interval=step) if method == "pld" else dp.rdp.RdpAccountant()
     for (multiplier, rate), count in merged.items():
         release: dp.DpEvent = dp.GaussianDpEvent(multiplier)
         accountant.compose(release if rate == 1.0 else dp.PoissonSampledDpEvent(rate, release), count)

@@ -1,17 +1,18 @@
 """From a privacy target to noise: each hospital does this for itself, from its own count of rows."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from math import inf
 
 from common.config import PrivacyConfig, TrainingConfig
 from common.errors import ConfigError
-from common.privacy.accountant import bisect, epsilon
+from common.privacy.accountant import about, bisect, epsilon, gaussian_delta
 from common.privacy.events import Event
 
 PRECISION = 1e-3
-LEAST, FIRST, MOST = 0.05, 0.5, 1e6
-"""The noise multipliers that are looked at, and the first tried. Below the least, epsilon is in the thousands; above the most, nothing but noise is left."""
+LEAST, MOST = 0.05, 1e6
+"""The noise multipliers that are looked at. Below the least, epsilon is in the thousands; above the most, nothing but noise is left."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,53 @@ def noise_multiplier(target: float, delta: float, rate: float, count: int, befor
     ConfigError
         When the target is not above 0, ``before`` has spent it, or more noise than `MOST` would be needed; the message has the arithmetic.
     """
-    if not 0 < target < inf:
+    if not 0 < target < math.inf:
         raise ConfigError(f"privacy.epsilon: {target:g}: expected above 0 and finite to set noise by it")
     spent = epsilon(before, delta)
     if spent >= target:
         raise ConfigError(f"privacy.epsilon: {spent:.3g} of {target:g} is spent before training; nothing is left")
 
-    def meets(multiplier: float) -> bool:
-        return epsilon([*before, Event(multiplier, rate, count)], delta) <= target
+    def excess(multiplier: float) -> float:
+        """Return how far above the target epsilon is, as a logarithm."""
+        found = epsilon([*before, Event(multiplier, rate, count)], delta)
+        return math.log(max(found, 1e-12) / target)
 
-    high = FIRST
-    while not meets(high):
-        high *= 2
+    guess = _guess(target, delta, rate, count)
+    low, high = max(guess / 1.05, LEAST), max(guess * 1.05, LEAST)
+    while (above := excess(high)) > 0:
+        low, high = high, high * 1.5
         if high > MOST:
             raise ConfigError(
-                f"privacy.epsilon: {target:g} at delta {delta:g} over {count} releases would need noise of more than {MOST:g} times what one {'sampled ' if rate < 1 else ''}"
-                "unit can change; take a larger epsilon or fewer rounds"
+                f"privacy.epsilon: {target:g} at delta {delta:g} over {count} releases would need noise of more than {MOST:g} times what one unit can change;"
+                " take a larger epsilon or fewer rounds"
             )
-    return bisect(meets, high / 2 if high > FIRST else LEAST, high, PRECISION)
+    while low > LEAST and (below := excess(low)) <= 0:
+        high, above, low = low, below, max(low / 1.5, LEAST)
+    return _root(excess, low, high, above)
+
+
+def _root(excess: Callable[[float], float], low: float, high: float, above: float) -> float:
+    """Return a noise multiplier from ``low`` to ``high`` with which epsilon is below the target by a thousandth at most, or that is within a thousandth of the least such.
+
+    ``excess`` falls, and is ``above``, 0 or less, at ``high``. The way is regula falsi in turns with halving: each step costs a whole composition.
+    """
+    below = excess(low)
+    if below <= 0:
+        return low
+    while above < -PRECISION and high - low > PRECISION * high:
+        share = below / (below - above)
+        # A little more than the straight line says: a guess that is just not enough helps little.
+        middle = low + (high - low) * min(max(share * 1.02, 0.05), 0.95)
+        value = excess(middle)
+        if value > 0:
+            low, below = middle, value
+        else:
+            high, above = middle, value
+    return high
+
+
+def _guess(target: float, delta: float, rate: float, count: int) -> float:
+    """Return about the noise multiplier, without any composition."""
+    return bisect(
+        lambda multiplier: gaussian_delta(target, about({(multiplier, rate): count})) <= delta, LEAST, MOST, PRECISION
+    )

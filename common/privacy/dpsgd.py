@@ -20,6 +20,8 @@ CROSSING = ("BatchNormalization", "SpectralNormalization", "SyncBatchNormalizati
 
 Sums = Callable[[Any], list[tuple[Any, Any]]]
 """From one factor an example to the weighted sums of their gradients, as pairs of variable and sum."""
+Rule = Callable[[Any, Any, Any], tuple[Any, "Use"]]
+"""From a layer, its inputs and the tape to its outputs, and what the call left."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,13 @@ def check(model: Any) -> None:
 
 
 def clipped_gradients(
-    model: Any, moving: Sequence[Any], fixed: Sequence[Any], batch: tuple[Any, Any, Any], loss: Callable[[Any, Any], Any], bound: float, per_unit: int
+    model: Any,
+    moving: Sequence[Any],
+    fixed: Sequence[Any],
+    batch: tuple[Any, Any, Any],
+    loss: Callable[[Any, Any], Any],
+    bound: float,
+    per_unit: int,
 ) -> tuple[Clipped, Any]:
     """Return the sum over a batch of each row's gradient, clipped to ``bound``, with its sensitivity; and the sum of the losses.
 
@@ -59,6 +67,10 @@ def clipped_gradients(
     ---------
     Adding or removing the rows of one unit, at most ``per_unit`` of them, moves the sum by at most ``bound * per_unit`` in L2 over all weights together, as long as the output of a row
     depends on no other row of the batch (`check`).
+
+    Edge cases
+    ----------
+    - A gradient whose norm overflows counts as 0. One that is not a number makes the sum none, which the coordinator refuses: inputs have to be finite.
     """
     try:
         total = _by_layers if _has_rules(model) else _one_by_one
@@ -110,11 +122,10 @@ def _one_by_one(model: Any, moving: Any, fixed: Any, batch: Any, loss: Any, boun
 
 
 def _factors(squared: Any, bound: float) -> Any:
-    """Return what each example's gradient is multiplied by: ``min(1, bound / norm)``. One that is not a number is left out, since nothing bounds it."""
+    """Return what each example's gradient is multiplied by: ``min(1, bound / norm)``."""
     import tensorflow as tf
 
-    factor = bound / tf.maximum(tf.sqrt(tf.maximum(squared, 0.0)), bound)
-    return tf.where(tf.math.is_finite(squared), factor, 0.0)
+    return bound / tf.maximum(tf.sqrt(tf.maximum(squared, 0.0)), bound)
 
 
 # --- which layers have a rule --------------------------------------------------------------------------------------------
@@ -154,21 +165,23 @@ def _takes_one(layer: Any) -> bool:
     return len(nodes) <= 1 and all(len(node.input_tensors) == 1 for node in nodes)
 
 
-def _rule(layer: Any) -> Callable[[Any, Any], tuple[Any, Use]] | None:
+def _rule(layer: Any) -> Rule | None:
     import keras
 
-    for kind, rule, fits in (
+    rules: list[tuple[Any, Rule, Callable[[Any], bool]]] = [
         (keras.layers.Dense, _dense, lambda it: not it.lora_enabled and it.quantization_mode is None),
-        (keras.layers.Conv2D, _convolution, lambda it: it.groups == 1 and it.data_format == "channels_last" and not it.lora_enabled),
+        (
+            keras.layers.Conv2D,
+            _convolution,
+            lambda it: it.groups == 1 and it.data_format == "channels_last" and not it.lora_enabled,
+        ),
         (keras.layers.Embedding, _embedding, lambda it: not it.lora_enabled),
         (keras.layers.EinsumDense, _einsum, _splits),
         (keras.layers.LayerNormalization, _normalisation, lambda it: not it.rms_scaling),
         (keras.layers.LSTM, _lstm, _plainly_recurrent),
         (keras.layers.GRU, _gru, lambda it: _plainly_recurrent(it) and it.cell.reset_after),
-    ):
-        if type(layer) is kind:
-            return rule if fits(layer) else None
-    return None
+    ]
+    return next((rule for kind, rule, fits in rules if type(layer) is kind and fits(layer)), None)
 
 
 def _plainly_recurrent(layer: Any) -> bool:
@@ -179,28 +192,26 @@ def _plainly_recurrent(layer: Any) -> bool:
 @contextmanager
 def _watched(model: Any, tape: Any, uses: list[Use]) -> Iterator[None]:
     """Within, a call of a layer that has weights is computed by its rule, which writes down its use."""
-    layers = _weighted(model)
+    layers = [(layer, rule) for layer in _weighted(model) if (rule := _rule(layer))]
     called: set[int] = set()
 
-    def instead(layer: Any) -> Callable[..., Any]:
-        rule = _rule(layer)
-
+    def instead(layer: Any, rule: Rule) -> Callable[..., Any]:
         def call(inputs: Any, **_named: Any) -> Any:
             if id(layer) in called:
                 raise _CalledAgainError(layer.name)
             called.add(id(layer))
-            outputs, use = rule(layer, inputs, tape)  # type: ignore[misc]
+            outputs, use = rule(layer, inputs, tape)
             uses.append(use)
             return outputs
 
         return call
 
-    for layer in layers:
-        layer.call = instead(layer)
+    for layer, rule in layers:
+        layer.call = instead(layer, rule)
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, _ in layers:
             del layer.call
 
 
@@ -284,7 +295,7 @@ def _dense(layer: Any, inputs: Any, tape: Any) -> tuple[Any, Use]:
 
 
 def _convolution(layer: Any, inputs: Any, tape: Any) -> tuple[Any, Use]:
-    """A convolution is a product of patches; they are cut out only for the norms."""
+    """Take a convolution as the product with patches, which are cut out for the norms alone."""
     import tensorflow as tf
 
     rates, strides, padding = layer.dilation_rate, layer.strides, layer.padding.upper()
@@ -323,7 +334,7 @@ def _einsum(layer: Any, inputs: Any, tape: Any) -> tuple[Any, Use]:
 
 
 def _embedding(layer: Any, inputs: Any, tape: Any) -> tuple[Any, Use]:
-    """A word's gradient is the sum over its places, so places of one example that hold the same word count together."""
+    """Count places of one example that hold the same word together: its gradient is the sum over them."""
     import tensorflow as tf
 
     words = tf.cast(inputs, tf.int32)
@@ -337,7 +348,12 @@ def _embedding(layer: Any, inputs: Any, tape: Any) -> tuple[Any, Use]:
         squared = tf.reduce_sum(tf.matmul(g, g, transpose_b=True) * same, [1, 2])
         flat = tf.reshape(places, [-1])
         return squared, lambda factor: [
-            (layer.embeddings, tf.math.unsorted_segment_sum(tf.reshape(_weigh(g, factor), [-1, layer.output_dim]), flat, layer.input_dim))
+            (
+                layer.embeddings,
+                tf.math.unsorted_segment_sum(
+                    tf.reshape(_weigh(g, factor), [-1, layer.output_dim]), flat, layer.input_dim
+                ),
+            )
         ]
 
     return z, Use([z], finish)
@@ -379,7 +395,7 @@ def _recurrent(layer: Any, outputs: list[Any]) -> Any:
 
 
 def _lstm(layer: Any, inputs: Any, tape: Any) -> tuple[Any, Use]:
-    """What goes into the gates is watched in one piece for all steps: the recurrent part is added to it, so both have the same gradient."""
+    """Watch what goes into the gates in one piece for all steps: the recurrent part is added to it, so both have the same gradient."""
     import tensorflow as tf
 
     cell, units = layer.cell, layer.cell.units
@@ -406,7 +422,7 @@ def _lstm(layer: Any, inputs: Any, tape: Any) -> tuple[Any, Use]:
 
 
 def _gru(layer: Any, inputs: Any, tape: Any) -> tuple[Any, Use]:
-    """The reset gate multiplies the recurrent part, so that is watched apart, step by step."""
+    """Watch the recurrent part by itself, step by step, because the reset gate multiplies it."""
     import tensorflow as tf
 
     cell, units = layer.cell, layer.cell.units

@@ -86,4 +86,4 @@ class Source:
 
     def _fractions(self, count: int) -> NDArray[np.float64]:
         """Return even fractions above 0 up to 1."""
-        return ((self.words(count) >> np.uint64(11)) + 1) * 2.0**-53
+        return np.asarray(((self.words(count) >> np.uint64(11)) + np.uint64(1)) * 2.0**-53, np.float64)
