@@ -380,6 +380,9 @@ def markdown() -> str:
     lines.append(
         "| `smallest_cell` | `allow.smallest_cell` | `query.statistics` | counts of training patients with a class of fewer |"
     )
+    lines.append(
+        "| `budget` | `privacy.budget` | `query.statistics`, `train` | a private run, or a round of one, that would spend more of the patients' privacy than is left |"
+    )
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ ends the noise is added and the step is taken. So no sample is ever too large, o
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,11 +21,14 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from common.layout import Vector
 from common.network import Network
-from common.privacy.calibrate import Terms, terms_of
+from common.privacy.calibrate import Terms, statistics_event, terms_of
 from common.privacy.clip import Clipped
-from common.privacy.noise import Source
-from common.tasks.task import Array, Task, rows_of
+from common.privacy.events import Event
+from common.privacy.noise import Noise, Source
+from common.statistics import Statistics
+from common.tasks.task import Array, Task, rows_of, take
 
+NOBODY = np.zeros(0, np.int64)
 WIDEST = 64
 """Rows of one batch where all rows make one step."""
 MOST_NUMBERS = 2**28
@@ -67,9 +70,32 @@ def units_of(hospital: Hospital, config: RunConfig) -> list[Array]:
     return [rows[: config.privacy.rows_per_patient] for rows in np.split(order, starts)]
 
 
-def terms(hospital: Hospital, config: RunConfig) -> Terms:
+def first_event(config: RunConfig, task: Task) -> Event | None:
+    """Return what the answer to the first question releases, where it holds noised sums."""
+    return statistics_event(config.privacy) if task.noised else None
+
+
+def terms(hospital: Hospital, config: RunConfig, task: Task) -> Terms:
     """Return the terms under which a hospital trains in a run; errors as of `terms_of` and `units_of`."""
-    return terms_of(config.privacy, config.training, config.rounds, len(units_of(hospital, config)))
+    first, units = first_event(config, task), units_of(hospital, config)
+    return terms_of(config.privacy, config.training, config.rounds, len(units), (first,) if first else ())
+
+
+def whole_run(hospital: Hospital, config: RunConfig, task: Task) -> list[Event]:
+    """Return all that the run will release of a hospital."""
+    each, first = terms(hospital, config, task).event, first_event(config, task)
+    rounds = replace(each, count=each.count * config.rounds)
+    return [first, rounds] if first else [rounds]
+
+
+def statistics(hospital: Hospital, config: RunConfig, task: Task, source: Source | None) -> Statistics:
+    """Return the task's sums with noise from ``source``; zeros where that is None, computed of nobody."""
+    if source is None or task.noised is None or (event := first_event(config, task)) is None:
+        return {name: np.zeros_like(value) for name, value in task.summarise(take(hospital.train, NOBODY)).items()}
+    units = units_of(hospital, config)
+    per_unit = config.privacy.rows_per_patient if config.privacy.unit == "patient" else 1
+    told = task.summarise(take(hospital.train, np.concatenate(units)))
+    return task.noised(told, Noise(source, event.noise_multiplier * per_unit))
 
 
 def samples(units: list[Array], terms: Terms, source: Source) -> Samples:

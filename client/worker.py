@@ -7,7 +7,7 @@ every compiled function.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +26,7 @@ from common.messages import COMPARE, EVALUATE, STATISTICS, TRAIN, Reply, Request
 from common.network import Network, seed_for
 from common.privacy.events import Event, to_text
 from common.privacy.noise import Source
+from common.statistics import Statistics
 from common.tasks import task_of
 from common.tasks.task import Examples, Records, Task, rows_of
 
@@ -77,13 +78,29 @@ class Worker:
 
     def _statistics(self, hospital: Hospital, request: Request, _state: State) -> Reply:
         task, config = task_of(request.config.task), request.config
-        if config.privacy.at_hospitals:
-            # What the whole run would spend is looked at before anything is told.
-            each = private.terms(hospital, config).event
-            hospital.ledger.check([replace(each, count=each.count * config.rounds)])
         counts = {part: _count_classes(task, records) for part, records in _parts(hospital).items()}
-        statistics = prefixed("task", task.summarise(hospital.train)) | prefixed("count", counts)
+        if config.privacy.at_hospitals:
+            summed = self._summed_privately(hospital, task, request)
+            # How many training patients there are counts as known; how many of which class does not, and none is told.
+            rows, classes = divmod(rows_of(hospital.train), len(task.classes)), np.arange(len(task.classes))
+            counts["train"] = (rows[0] + (classes < rows[1])).astype(np.float64)
+        else:
+            summed = task.summarise(hospital.train)
+        statistics = prefixed("task", summed) | prefixed("count", counts)
         return Reply(statistics=statistics, num_examples=rows_of(hospital.train), texts={"hospital": hospital.name})
+
+    def _summed_privately(self, hospital: Hospital, task: Task, request: Request) -> Statistics:
+        """Return the task's sums with their noise, charged; what the whole run would spend is looked at before anything is told."""
+        config = request.config
+        hospital.ledger.check(private.whole_run(hospital, config, task))
+        event = private.first_event(config, task)
+        if event is None:
+            return private.statistics(hospital, config, task, None)
+        question = _question(hospital, request, {})
+        source = Source(hospital.ledger.reserve(question, event))
+        summed = private.statistics(hospital, config, task, source)
+        hospital.ledger.commit(question)
+        return summed
 
     def _train(self, hospital: Hospital, request: Request, state: State) -> Reply:
         config = request.config
@@ -130,7 +147,7 @@ class Worker:
         self, hospital: Hospital, prepared: Prepared, held: Held, request: Request, state: State
     ) -> tuple[training.Trained, Event]:
         """Train under differential privacy; it is charged before anything is drawn. The loss over training patients stays here, since no noise covers it."""
-        terms, method = private.terms(hospital, request.config), _method(prepared, request)
+        terms, method = private.terms(hospital, request.config, prepared.task), _method(prepared, request)
         event, correction = terms.event, _correction(method, request, state)
         bounds, size = private.Bounds(terms.row_bound, terms.per_unit), private.numbers(prepared.network, event.count)
         fit = self._compiled(prepared, method, held, bounds)
@@ -294,7 +311,7 @@ def _question(hospital: Hospital, request: Request, state: State) -> Question:
     for arrays in (request.arrays, state):
         for name in sorted(arrays):
             digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
-    number, study = int(options["server-round"]), config.privacy.study
+    number, study = int(options.get("server-round", 0)), config.privacy.study
     return Question(request.run, number, digest.digest(), study, config.task.name, config.privacy.unit)
 
 

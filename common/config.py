@@ -162,6 +162,11 @@ class PrivacyConfig:
     rows_per_patient: Annotated[
         int, Range(1, 1000), "most rows of one patient that are trained on, with the unit 'patient'"
     ] = 1
+    statistics: Annotated[
+        float,
+        Range(0, 0.9),
+        "share of epsilon for the sums that prepare the data, which are noised; 0 sends none, and public ranges stand in where the task has them",
+    ] = 0.0
     study: Annotated[str, "name under which hospitals account for what the run spends"] = ""
     adaptive: Annotated[
         float,

@@ -20,6 +20,7 @@ from common.config import RunConfig, merge
 from common.errors import ConfigError, DataError, FedwardError, QuorumError, UsageError
 from common.network import seed_for
 from common.statistics import Statistics
+from common.tasks import task_of
 from server import models, privacy, records, rounds
 from server.app import make_app
 from server.plan import Plan
@@ -169,7 +170,7 @@ def _check_privacy(population: Population, config: RunConfig) -> None:
     """Refuse what a hospital would refuse, before anything is written; the message names the hospital."""
     for hospital in population.hospitals:
         try:
-            private.terms(hospital, config)
+            private.terms(hospital, config, task_of(config.task))
         except ConfigError as error:
             raise ConfigError(f"{hospital.name}: {error}") from None
 

@@ -36,12 +36,21 @@ class Terms:
         return self.event.sampling_rate * self.units
 
 
-def terms_of(privacy: PrivacyConfig, training: TrainingConfig, rounds: int, units: int) -> Terms:
+def statistics_event(privacy: PrivacyConfig) -> Event | None:
+    """Return what the sums that prepare the data release, where the run asks for any."""
+    if not privacy.statistics:
+        return None
+    return Event(noise_multiplier(privacy.epsilon * privacy.statistics, privacy.delta, 1.0, 1))
+
+
+def terms_of(
+    privacy: PrivacyConfig, training: TrainingConfig, rounds: int, units: int, before: tuple[Event, ...] = ()
+) -> Terms:
     """Return the terms of a hospital with so many units, for a whole run.
 
     Guarantee
     ---------
-    All that the hospital sends in ``rounds`` rounds of training is (epsilon, delta)-differentially private for one unit added or removed.
+    What the hospital releases by ``before`` and in ``rounds`` rounds of training is together (epsilon, delta)-differentially private for one unit added or removed.
 
     Edge cases
     ----------
@@ -63,7 +72,7 @@ def terms_of(privacy: PrivacyConfig, training: TrainingConfig, rounds: int, unit
     else:
         rate = min(1.0, training.batch_size / units)
         steps = training.epochs * -(-units // training.batch_size)
-    multiplier = noise_multiplier(privacy.epsilon, privacy.delta, rate, steps * rounds)
+    multiplier = noise_multiplier(privacy.epsilon, privacy.delta, rate, steps * rounds, before)
     per_unit = privacy.rows_per_patient if privacy.unit == "patient" else 1
     return Terms(Event(multiplier, rate, steps), privacy.delta, privacy.clip_norm, per_unit, units)
 

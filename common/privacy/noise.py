@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import dataclass
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -12,6 +13,19 @@ from common.layout import Vector
 KEY_BYTES = 32
 _PIECE = 2**14  # pairs of normals at a time: they stay in the processor's cache
 _RARE = np.uint32(2**12)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise of ``multiplier`` times a sensitivity, for statistics."""
+
+    source: "Source"
+    multiplier: float
+
+    def __call__(self, values: NDArray[np.float64], sensitivity: float) -> NDArray[np.float64]:
+        """Return values of which one unit moves all together by ``sensitivity`` in L2, noised."""
+        normals = self.source.normals(values.size).reshape(values.shape)
+        return np.asarray(values + normals * (self.multiplier * sensitivity), np.float64)
 
 
 class Source:
