@@ -114,6 +114,7 @@ class Epochs:
         return moves_of(self.network)
 
     def run(self, shared: Any, local: Any, x: Any, y: Any, rows: Any, draw: Any, pace: Any, correction: Any) -> Any:
+        """Train, as `compile_fit` says."""
         import tensorflow as tf
 
         seed, steps = draw[:2], draw[2]
