@@ -81,6 +81,12 @@ def terms(hospital: Hospital, config: RunConfig, task: Task) -> Terms:
     return terms_of(config.privacy, config.training, config.rounds, len(units), (first,) if first else ())
 
 
+def sharers(config: RunConfig, hospitals: int) -> int:
+    """Return the fewest of so many hospitals whose sum secure aggregation opens; 1 where each hospital's noise has to be enough by itself."""
+    threshold = getattr(getattr(config, "secure", None), "threshold", 0.0)
+    return max(1, math.ceil(threshold * hospitals - 1e-9)) if config.privacy.noise == "shared" else 1
+
+
 def whole_run(hospital: Hospital, config: RunConfig, task: Task) -> list[Event]:
     """Return all that the run will release of a hospital."""
     each, first = terms(hospital, config, task).event, first_event(config, task)

@@ -7,7 +7,7 @@ every compiled function.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -148,6 +148,7 @@ class Worker:
     ) -> tuple[training.Trained, Event]:
         """Train under differential privacy; it is charged before anything is drawn. The loss over training patients stays here, since no noise covers it."""
         terms, method = private.terms(hospital, request.config, prepared.task), _method(prepared, request)
+        terms = replace(terms, sharers=private.sharers(request.config, int(request.options.get("hospitals", 1))))
         event, correction = terms.event, _correction(method, request, state)
         bounds, size = private.Bounds(terms.row_bound, terms.per_unit), private.numbers(prepared.network, event.count)
         fit = self._compiled(prepared, method, held, bounds)
@@ -157,7 +158,7 @@ class Worker:
         normals = source.normals(size).reshape(event.count, -1)
         seeds = np.random.default_rng(_seed(hospital, request)).integers(2**31, size=2)
         draw = np.array([*seeds, len(drawn.rows)], np.int32)
-        pace = np.array([*_pace(request), event.noise_multiplier, terms.sample], np.float32)
+        pace = np.array([*_pace(request), terms.own_multiplier, terms.sample], np.float32)
         arrays = private.widened(drawn, normals) if method.xla else (drawn.rows, drawn.ends, normals)
         begin = _begin(prepared, request, state)
         shared, local = fit(*begin, held.x, held.y, *_tensors(*arrays, draw, pace), correction)

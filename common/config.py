@@ -224,6 +224,10 @@ def _check_privacy(run: RunConfig) -> None:
         raise ConfigError(
             f"training.optimizer: privacy.method 'full' is one plain step a round, which {run.training.optimizer!r} would scale anew; add --set training.optimizer=sgd"
         )
+    if privacy.at_hospitals and privacy.noise == "shared" and privacy.method != "full":
+        raise ConfigError(
+            "privacy.method: 'shared' noise adds up over one sum a round, and 'sgd' takes steps between sums; add --set privacy.method=full, or set privacy.noise to 'hospital'"
+        )
     if (
         privacy.at_hospitals
         and privacy.noise == "shared"

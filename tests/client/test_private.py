@@ -1,5 +1,7 @@
 """Training under differential privacy at a hospital: the update is the textbook's, its noise the ledger's, and what would break the claim is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -101,6 +103,15 @@ class TestFull:
         assert stats.kstest(centred.ravel(), "norm").pvalue > 0.001
 
 
+class TestShared:
+    def test_the_fewest_whose_sum_is_opened_have_all_of_the_noise_together(self, config):
+        terms = replace(private.terms(hospital(), config(FULL), task_of(config(FULL).task)), sharers=3)
+        assert 3 * terms.own_multiplier**2 == pytest.approx(terms.event.noise_multiplier**2)
+
+    def test_where_nothing_opens_sums_alone_each_has_all_of_it(self, config):
+        assert private.sharers(config(FULL), 100) == 1
+
+
 class TestSteps:
     def test_they_are_those_of_a_plain_loop_with_the_same_samples_and_noise(self, config):
         run, at = config(SGD), hospital()
@@ -188,7 +199,8 @@ class TestRefused:
             ({"epsilon": -1}, {}, r"privacy\.epsilon"),
             ({"epsilon": 1, "delta": 0}, {}, r"privacy\.delta"),
             ({"epsilon": 1, "delta": 1}, {}, r"privacy\.delta"),
-            ({"epsilon": 1, "noise": "shared"}, {}, r"privacy\.noise: 'shared' noise protects only the sum"),
+            ({**FULL, "noise": "shared"}, {}, r"privacy\.noise: 'shared' noise protects only the sum"),
+            ({**SGD, "noise": "shared"}, {}, r"privacy\.method: 'shared' noise adds up over one sum a round"),
             ({"epsilon": 1, "method": "full"}, {"training": {"optimizer": "adam"}}, r"training\.optimizer"),
             ({"epsilon": 1}, {"stopping": {"patience": 2}, "evaluation": {"validation": 0.2}}, r"stopping\.patience"),
         ],
