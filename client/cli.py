@@ -40,6 +40,7 @@ EXAMPLES = {
     "service": "service ./site --out ./units",
     "audit": "audit ./site verify",
     "policy": "policy ./site",
+    "ledger": "ledger ./site",
 }
 
 
@@ -70,6 +71,7 @@ def add_parsers(subparsers: Any) -> None:
     approve_.add_argument("--sha256", metavar="HASH", help="approve the bundle with this hash")
     approve_.add_argument("--own", action="store_true", help="approve the bundle of the version that is installed here")
     _add(commands, "check", check, "look whether all is well before the start, and what to mend")
+    _add(commands, "ledger", ledger, "show what was spent of the patients' privacy, and what is left")
     _add_running(commands)
     audit = _add(commands, "audit", verify, "verify the audit log")
     audit.add_argument("what", choices=["verify"], nargs="?", default="verify", help="look for a line that was changed")
@@ -400,6 +402,32 @@ def verify(args: argparse.Namespace) -> int:
         raise FedwardError(f"{path}: {broken}")
     count = len(path.read_bytes().splitlines())
     tell(args, {"lines": count, "intact": True}, f"{path}: {count} lines, none of them changed.")
+    return 0
+
+
+def ledger(args: argparse.Namespace) -> int:
+    """Run ``fedward hospital ledger``."""
+    from dataclasses import asdict
+
+    from client.ledger import NAME, read
+    from client.policy import read_policy
+    from client.resident import POLICY
+    from common.privacy.events import RELATION
+
+    _unopened(args.folder)
+    privacy = read_policy(args.folder / POLICY).privacy
+    with read(args.folder / NAME) as opened:
+        spent, rows = opened.spent(privacy.delta), opened.table(privacy.delta)
+    left = max(privacy.budget - spent, 0.0)
+    facts = {"budget": privacy.budget, "delta": privacy.delta, "relation": RELATION, "spent": spent, "left": left}
+    lines = [
+        f"Of epsilon {privacy.budget:g} at delta {privacy.delta:g} ({RELATION}), {spent:.3g} is spent and {left:.3g} left.",
+        *(
+            f"  {row.study or 'no study'}, {row.task}, unit {row.unit}: epsilon {row.epsilon:.3g} in {row.charges} charges, {row.unused} of them never marked as used"
+            for row in rows
+        ),
+    ]
+    _tell(args, facts | {"studies": [asdict(row) for row in rows]}, "\n".join(lines))
     return 0
 
 

@@ -63,6 +63,9 @@ class Gate:
         if message.metadata.message_type == TRAIN:
             self.audit.append("trained", {**who, "rounds": 1, "seconds": round(time.monotonic() - begun, 3)})
         answer = messages.unpack_reply(reply.content)
+        if "event" in answer.texts:
+            delta = self._policy().privacy.delta
+            self.audit.append("spent", {**who, "epsilon": self.hospital.ledger.spent(delta), "delta": delta})
         kept = suppress(answer.statistics, self._policy())
         # How many test patients there are is told with their figures or not at all.
         withheld = message.metadata.message_type == EVALUATE and not messages.group("test", kept)
@@ -110,6 +113,7 @@ class Gate:
             parameters=len(request.arrays.get("weights", ())),
             rounds_today=rounds,
             hours_today=seconds / 3600.0,
+            epsilon=request.config.privacy.epsilon if request.config.privacy.at_hospitals else None,
         )
 
 

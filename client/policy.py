@@ -143,6 +143,16 @@ class Privacy:
 
     minimum: Annotated[Literal["none", "dp"], "none, or dp: every run must be differentially private"] = "none"
     epsilon: Annotated[float, POSITIVE, "largest epsilon that a run may offer, where the minimum is dp"] = 3.0
+    budget: Annotated[
+        float,
+        POSITIVE,
+        "most epsilon that all runs together, of all studies and tasks, may ever spend of one patient's privacy",
+    ] = 10.0
+    delta: Annotated[
+        float,
+        Range(0, 0.1, open_low=True),
+        "delta at which the budget is reckoned, and the largest that a private run may have",
+    ] = 1e-4
 
 
 @dataclass(frozen=True)
@@ -370,6 +380,9 @@ def markdown() -> str:
     lines.append(
         "| `smallest_cell` | `allow.smallest_cell` | `query.statistics` | counts of training patients with a class of fewer |"
     )
+    lines.append(
+        "| `budget` | `privacy.budget` | `query.statistics`, `train` | a private run, or a round of one, that would spend more of the patients' privacy than is left |"
+    )
     return "\n".join(lines)
 
 
@@ -482,6 +495,8 @@ def _privacy(policy: SitePolicy, asked: Asked) -> str:
         return ""
     if asked.epsilon is None:
         return f"the run offers no differential privacy, this hospital demands an epsilon of {most:g} or less"
+    if asked.config.privacy.delta > policy.privacy.delta:
+        return f"the run offers a delta of {asked.config.privacy.delta:g}, this hospital demands {policy.privacy.delta:g} or less"
     if 0 < asked.epsilon <= most:
         return ""
     return f"the run offers an epsilon of {asked.epsilon:g}, this hospital demands {most:g} or less, above 0"

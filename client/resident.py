@@ -8,15 +8,17 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from client import service
+from client import ledger, service
 from client.app import Seat, guarded
 from client.audit import LONGEST, AuditLog
 from client.data import vault
 from client.gate import Gate
+from client.ledger import Budget, Ledger
 from client.policy import read_policy
 from client.site import Site, open_site
 from client.worker import Worker
@@ -37,6 +39,16 @@ def sealed(folder: Path, task: str) -> Path:
     return folder / "data" / f"{task}.sealed"
 
 
+def open_ledger(folder: Path) -> Ledger:
+    """Open a site's ledger; the budget is the policy's as it stands at every charge."""
+
+    def budget() -> Budget:
+        privacy = read_policy(folder / POLICY).privacy
+        return Budget(privacy.budget, privacy.delta)
+
+    return Ledger(folder / ledger.NAME, budget)
+
+
 def serve(site: Site) -> None:
     """Open the patients in memory and answer for ever.
 
@@ -51,6 +63,7 @@ def serve(site: Site) -> None:
     hospital = vault.unseal(
         sealed(site.folder, site.task), task_of(Choice(site.task)), site.vault_key(), site.name
     ).hospital(site.name)
+    hospital = replace(hospital, ledger=open_ledger(site.folder))
     backend.start(policy.limits.threads)
     _end_above(policy.limits.memory_mb)
     with AuditLog(site.folder / AUDIT, site.audit_key()) as audit:

@@ -6,6 +6,7 @@
     request.json                     to be sent to the coordinator; holds public keys only
     certificate.pem authority.pem    since the hospital joined
     federation.json                  whom it joined, and where; the hospital has joined once this is there
+    ledger.sqlite                    what was spent of the patients' privacy, since the worker first started
 
 The hospital's rules, ``site.toml``, stand in the same folder and are read elsewhere.
 """
@@ -21,13 +22,19 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from client import ledger
 from common import archive, certificates, joining, keys
 from common.errors import DataError, FedwardError, UsageError
 
 REQUEST, FEDERATION = "request.json", "federation.json"
 CERTIFICATE, AUTHORITY = "certificate.pem", "authority.pem"
 VAULT_BYTES = 32
-BACKUP = archive.Kind("hospital", REQUEST, left_out=("run",), readings={"audit.jsonl": archive.whole_lines})
+BACKUP = archive.Kind(
+    "hospital",
+    REQUEST,
+    left_out=("run", "ledger.sqlite-journal"),
+    readings={"audit.jsonl": archive.whole_lines, ledger.NAME: ledger.whole},
+)
 """What a backup of a site is; what its programs need while they run is made anew."""
 
 

@@ -95,13 +95,13 @@ def compile_fit(network: Network, task: Task, method: Method, dtype: Any) -> Cal
         tf.TensorSpec([None], tf.float32),
     ]
     graph = tf.function(
-        _Epochs(network, task, method).run, input_signature=signature, jit_compile=method.xla, autograph=False
+        Epochs(network, task, method).run, input_signature=signature, jit_compile=method.xla, autograph=False
     )
     return backend.callable_of(graph)
 
 
 @dataclass(frozen=True)
-class _Epochs:
+class Epochs:
     """The graph of local training; every method is called once, while it is traced. Tensors are typed Any: TensorFlow ships no types."""
 
     network: Network
@@ -111,21 +111,22 @@ class _Epochs:
     @cached_property
     def moves(self) -> list[bool]:
         """Tell for every weight whether gradients move it."""
-        return _moves(self.network)
+        return moves_of(self.network)
 
     def run(self, shared: Any, local: Any, x: Any, y: Any, rows: Any, draw: Any, pace: Any, correction: Any) -> Any:
+        """Train, as `compile_fit` says."""
         import tensorflow as tf
 
         seed, steps = draw[:2], draw[2]
         rate, proximal = pace[0], pace[1]
 
         network, method = self.network, self.method
-        start = _weights(network, shared, local)
+        start = weights_of(network, shared, local)
         pulls = self.pulls(start, proximal, correction)
 
         def step(index: Any, weights: list[Any], slots: list[Any], losses: Any) -> tuple[Any, ...]:
             gradients, fixed, loss = self.gradients(weights, self.batch(x, y, rows[index], seed + tf.stack([index, 0])))
-            moving = _pick(weights, self.moves, kind=True)
+            moving = pick(weights, self.moves, kind=True)
             gradients = [pull(g, w) for pull, g, w in zip(pulls, gradients, moving, strict=True)]
             moved, slots = OPTIMIZERS[method.optimizer].step(moving, gradients, slots, rate, index, method.momentum)
             kinds = {True: iter(moved), False: iter(fixed)}
@@ -134,12 +135,12 @@ class _Epochs:
         slots = [
             tf.zeros_like(w)
             for _ in range(OPTIMIZERS[method.optimizer].slots)
-            for w in _pick(start, self.moves, kind=True)
+            for w in pick(start, self.moves, kind=True)
         ]
         begin = (tf.constant(0), start, slots, tf.constant(0.0))
         _, weights, _, losses = tf.while_loop(lambda index, *_: index < steps, step, begin)
         ours, theirs = network.divide(list(weights))
-        return _join(ours), _join(theirs), losses
+        return join(ours), join(theirs), losses
 
     def batch(self, x: Any, y: Any, chosen: Any, seed: Any) -> tuple[Any, Any, Any, Any]:
         """Gather the rows of one batch; a row number below 0 gives a row with mask 0."""
@@ -157,22 +158,22 @@ class _Epochs:
 
         x, y, mask, seed = batch
         model = self.network.model
-        moving, fixed = (_pick(weights, self.moves, kind=kind) for kind in (True, False))
+        moving, fixed = (pick(weights, self.moves, kind=kind) for kind in (True, False))
         with tf.GradientTape() as tape:
             tape.watch(moving)
             inputs = tf.cast(x, model.inputs[0].dtype)
             outputs, states = model.stateless_call(moving, with_seeds(model, fixed, seed), inputs, training=True)
             loss = tf.reduce_sum(self.task.objective.loss(y, outputs) * mask) / tf.maximum(tf.reduce_sum(mask), 1.0)
         gradients = tape.gradient(loss, moving, unconnected_gradients="zero")
-        return [tf.convert_to_tensor(g) for g in gradients], _pick(states, _seeded(model), kind=False), loss
+        return [tf.convert_to_tensor(g) for g in gradients], pick(states, _seeded(model), kind=False), loss
 
     def pulls(self, start: list[Any], proximal: Any, correction: Any) -> list[Callable[[Any, Any], Any]]:
         """Return, for every weight that moves, what is added to its gradient: weight decay, FedProx's pull, SCAFFOLD's correction."""
         import tensorflow as tf
 
         network, method = self.network, self.method
-        nothing = [tf.zeros_like(w) for w in _split(tf.zeros([network.local.size]), network.local)]
-        shift = network.interleave(_split(correction, network.shared), nothing) if method.controls else start
+        nothing = [tf.zeros_like(w) for w in split(tf.zeros([network.local.size]), network.local)]
+        shift = network.interleave(split(correction, network.shared), nothing) if method.controls else start
 
         def pull(anchor: Any, toward: Any) -> Callable[[Any, Any], Any]:
             def add(gradient: Any, weight: Any) -> Any:
@@ -184,7 +185,7 @@ class _Epochs:
 
             return add
 
-        anchors, shifts = _pick(start, self.moves, kind=True), _pick(shift, self.moves, kind=True)
+        anchors, shifts = pick(start, self.moves, kind=True), pick(shift, self.moves, kind=True)
         return [pull(anchor, toward) for anchor, toward in zip(anchors, shifts, strict=True)]
 
 
@@ -229,20 +230,23 @@ OPTIMIZERS = {"sgd": Optimizer(0, _sgd), "momentum": Optimizer(1, _momentum), "a
 
 def lay_out(network: Network, shared: Any, local: Any) -> tuple[list[Any], list[Any]]:
     """Return, from the two vectors, the weights that gradients move and those that they do not, as Keras's ``stateless_call`` takes them."""
-    weights, moves = _weights(network, shared, local), _moves(network)
-    return _pick(weights, moves, kind=True), _pick(weights, moves, kind=False)
+    weights, moves = weights_of(network, shared, local), moves_of(network)
+    return pick(weights, moves, kind=True), pick(weights, moves, kind=False)
 
 
-def _weights(network: Network, shared: Any, local: Any) -> list[Any]:
-    return network.interleave(_split(shared, network.shared), _split(local, network.local))
+def weights_of(network: Network, shared: Any, local: Any) -> list[Any]:
+    """Return all weights in the model's order, from the two vectors."""
+    return network.interleave(split(shared, network.shared), split(local, network.local))
 
 
-def _moves(network: Network) -> list[bool]:
+def moves_of(network: Network) -> list[bool]:
+    """Tell for every weight of the model whether gradients move it."""
     trainable = {id(weight) for weight in network.model.trainable_weights}
     return [id(weight) in trainable for weight in network.model.weights]
 
 
-def _split(vector: Any, layout: Layout) -> list[Any]:
+def split(vector: Any, layout: Layout) -> list[Any]:
+    """Return the variables that lie in a vector."""
     import tensorflow as tf
 
     if not layout.entries:
@@ -251,13 +255,15 @@ def _split(vector: Any, layout: Layout) -> list[Any]:
     return [tf.reshape(part, entry.shape) for part, entry in zip(parts, layout.entries, strict=True)]
 
 
-def _join(parts: list[Any]) -> Any:
+def join(parts: list[Any]) -> Any:
+    """Lay tensors end to end."""
     import tensorflow as tf
 
     return tf.concat([tf.reshape(part, [-1]) for part in parts], 0) if parts else tf.zeros([0])
 
 
-def _pick(items: Sequence[Any], flags: Sequence[bool], *, kind: bool) -> list[Any]:
+def pick(items: Sequence[Any], flags: Sequence[bool], *, kind: bool) -> list[Any]:
+    """Return the items whose flag is ``kind``."""
     return [item for item, flag in zip(items, flags, strict=True) if flag is kind]
 
 

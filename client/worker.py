@@ -4,16 +4,19 @@ It knows nothing of Flower's apps; `client.app` hands it requests. One worker se
 every compiled function.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client import evaluation, training
+from client import evaluation, private, training
 from client.hospital import Hospital
+from client.ledger import Question
 from common import backend, wire
 from common import network as networks
 from common.config import Choice, RunConfig
@@ -21,6 +24,9 @@ from common.errors import UpdateRejected
 from common.layout import Vector
 from common.messages import COMPARE, EVALUATE, STATISTICS, TRAIN, Reply, Request, prefixed
 from common.network import Network, seed_for
+from common.privacy.events import Event, to_text
+from common.privacy.noise import Source
+from common.statistics import Statistics
 from common.tasks import task_of
 from common.tasks.task import Examples, Records, Task, rows_of
 
@@ -71,10 +77,30 @@ class Worker:
         return self._answers[kind](hospital, request, state)
 
     def _statistics(self, hospital: Hospital, request: Request, _state: State) -> Reply:
-        task = task_of(request.config.task)
+        task, config = task_of(request.config.task), request.config
         counts = {part: _count_classes(task, records) for part, records in _parts(hospital).items()}
-        statistics = prefixed("task", task.summarise(hospital.train)) | prefixed("count", counts)
+        if config.privacy.at_hospitals:
+            summed = self._summed_privately(hospital, task, request)
+            # How many training patients there are counts as known; how many of which class does not, and none is told.
+            rows, classes = divmod(rows_of(hospital.train), len(task.classes)), np.arange(len(task.classes))
+            counts["train"] = (rows[0] + (classes < rows[1])).astype(np.float64)
+        else:
+            summed = task.summarise(hospital.train)
+        statistics = prefixed("task", summed) | prefixed("count", counts)
         return Reply(statistics=statistics, num_examples=rows_of(hospital.train), texts={"hospital": hospital.name})
+
+    def _summed_privately(self, hospital: Hospital, task: Task, request: Request) -> Statistics:
+        """Return the task's sums with their noise, charged; what the whole run would spend is looked at before anything is told."""
+        config = request.config
+        hospital.ledger.check(private.whole_run(hospital, config, task))
+        event = private.first_event(config, task)
+        if event is None:
+            return private.statistics(hospital, config, task, None)
+        question = _question(hospital, request, {})
+        source = Source(hospital.ledger.reserve(question, event))
+        summed = private.statistics(hospital, config, task, source)
+        hospital.ledger.commit(question)
+        return summed
 
     def _train(self, hospital: Hospital, request: Request, state: State) -> Reply:
         config = request.config
@@ -82,7 +108,12 @@ class Worker:
         weights = request.arrays["weights"]
         statistics = self._judge(hospital, prepared, request, state) if request.options["evaluate"] else {}
         held = self._hold(hospital, "train", prepared.task, request)
-        trained = self._fit(hospital, prepared, held, request, state)
+        told: dict[str, str] = {}
+        if config.privacy.at_hospitals:
+            trained, event = self._fit_privately(hospital, prepared, held, request, state)
+            told = {"event": to_text(event)}
+        else:
+            trained = self._fit(hospital, prepared, held, request, state)
         vector = trained.shared - weights
         parts = {"": vector}
         if "control" in request.arrays:
@@ -92,33 +123,47 @@ class Worker:
         arrays = {
             name: array for part, values in parts.items() for name, array in _encoded(part, values, config, state)
         }
-        statistics["train/loss"] = np.array([trained.loss, trained.steps], np.float64)
-        return Reply(arrays, statistics, num_examples=held.rows)
+        # Of private training no loss is told: it is over the training patients as they are.
+        statistics["train/loss"] = np.zeros(2) if told else np.array([trained.loss, trained.steps], np.float64)
+        return Reply(arrays, statistics, num_examples=held.rows, texts=told)
 
     def _fit(
         self, hospital: Hospital, prepared: Prepared, held: Held, request: Request, state: State
     ) -> training.Trained:
-        import tensorflow as tf
-
-        config, number = request.config, int(request.options["server-round"])
-        proximal = float(request.options.get("proximal", 0.0))
-        method = training.method_of(
-            prepared.task, config.training, proximal=proximal > 0, controls="control" in request.arrays
-        )
-        generator = np.random.default_rng(seed_for(config.seed, "train", number, hospital.name))
+        config, begin = request.config, _begin(prepared, request, state)
+        method = _method(prepared, request)
+        generator = np.random.default_rng(_seed(hospital, request))
         rows = training.plan(held.rows, config.training.batch_size, config.training.epochs, generator)
         draw = np.array([*generator.integers(2**31, size=2), len(rows)], np.int32)
-        pace = np.array([_rate(config, number), proximal], np.float32)
-        correction = backend.nothing()
-        if method.controls:
-            control = request.arrays["control"]
-            correction = tf.constant(control - state.setdefault("control", np.zeros_like(control)))
-        kept = state.get("local", prepared.local)
-        begin = tf.constant(request.arrays["weights"]), tf.constant(kept) if kept.size else backend.nothing()
+        pace = np.array(_pace(request), np.float32)
         plan = training.widened(rows) if method.xla else rows
         fit = self._compiled(prepared, method, held)
-        shared, local, loss = fit(*begin, held.x, held.y, *map(tf.constant, (plan, draw, pace)), correction)
+        shared, local, loss = fit(
+            *begin, held.x, held.y, *_tensors(plan, draw, pace), _correction(method, request, state)
+        )
         return training.Trained(shared.numpy(), local.numpy(), float(loss), len(rows))
+
+    def _fit_privately(
+        self, hospital: Hospital, prepared: Prepared, held: Held, request: Request, state: State
+    ) -> tuple[training.Trained, Event]:
+        """Train under differential privacy; it is charged before anything is drawn. The loss over training patients stays here, since no noise covers it."""
+        terms, method = private.terms(hospital, request.config, prepared.task), _method(prepared, request)
+        terms = replace(terms, sharers=private.sharers(request.config, int(request.options.get("hospitals", 1))))
+        event, correction = terms.event, _correction(method, request, state)
+        bounds, size = private.Bounds(terms.row_bound, terms.per_unit), private.numbers(prepared.network, event.count)
+        fit = self._compiled(prepared, method, held, bounds)
+        question = _question(hospital, request, state)
+        source = Source(hospital.ledger.reserve(question, event))
+        drawn = private.samples(private.units_of(hospital, request.config), terms, source)
+        normals = source.normals(size).reshape(event.count, -1)
+        seeds = np.random.default_rng(_seed(hospital, request)).integers(2**31, size=2)
+        draw = np.array([*seeds, len(drawn.rows)], np.int32)
+        pace = np.array([*_pace(request), terms.own_multiplier, terms.sample], np.float32)
+        arrays = private.widened(drawn, normals) if method.xla else (drawn.rows, drawn.ends, normals)
+        begin = _begin(prepared, request, state)
+        shared, local = fit(*begin, held.x, held.y, *_tensors(*arrays, draw, pace), correction)
+        hospital.ledger.commit(question)
+        return training.Trained(shared.numpy(), local.numpy(), 0.0, event.count), event
 
     def _evaluate(self, hospital: Hospital, request: Request, state: State) -> Reply:
         prepared = self._prepare(request.config, request)
@@ -184,10 +229,18 @@ class Worker:
             raise UpdateRejected("layout", "the model sent is laid out in another way than the one that was built here")
         return prepared
 
-    def _compiled(self, prepared: Prepared, method: training.Method, held: Held) -> Callable[..., Any]:
-        key = (method, held.x.dtype)
+    def _compiled(
+        self, prepared: Prepared, method: training.Method, held: Held, bounds: private.Bounds | None = None
+    ) -> Callable[..., Any]:
+        """Return the compiled round, under differential privacy where there are bounds."""
+        key = (method, bounds, held.x.dtype)
         if key not in prepared.functions:
-            prepared.functions[key] = training.compile_fit(prepared.network, prepared.task, method, held.x.dtype)
+            parts = (prepared.network, prepared.task, method)
+            prepared.functions[key] = (
+                private.compile_fit(*parts, bounds, held.x.dtype)
+                if bounds
+                else training.compile_fit(*parts, held.x.dtype)
+            )
         return prepared.functions[key]
 
     def _hold(self, hospital: Hospital, part: str, task: Task, request: Request) -> Held:
@@ -212,6 +265,55 @@ def _count_classes(task: Task, records: Records) -> NDArray[np.float64]:
 
 def _rate(config: RunConfig, number: int) -> float:
     return config.training.learning_rate * config.training.learning_rate_decay ** (number - 1)
+
+
+def _pace(request: Request) -> list[float]:
+    number = int(request.options["server-round"])
+    return [_rate(request.config, number), float(request.options.get("proximal", 0.0))]
+
+
+def _seed(hospital: Hospital, request: Request) -> np.random.SeedSequence:
+    return seed_for(request.config.seed, "train", int(request.options["server-round"]), hospital.name)
+
+
+def _method(prepared: Prepared, request: Request) -> training.Method:
+    proximal = float(request.options.get("proximal", 0.0)) > 0
+    return training.method_of(
+        prepared.task, request.config.training, proximal=proximal, controls="control" in request.arrays
+    )
+
+
+def _begin(prepared: Prepared, request: Request, state: State) -> tuple[Any, Any]:
+    """Return the two weight vectors that training starts from."""
+    kept = state.get("local", prepared.local)
+    (shared,) = _tensors(request.arrays["weights"])
+    return shared, _tensors(kept)[0] if kept.size else backend.nothing()
+
+
+def _correction(method: training.Method, request: Request, state: State) -> Any:
+    if not method.controls:
+        return backend.nothing()
+    control = request.arrays["control"]
+    return _tensors(control - state.setdefault("control", np.zeros_like(control)))[0]
+
+
+def _tensors(*arrays: NDArray[Any]) -> list[Any]:
+    import tensorflow as tf
+
+    return [tf.constant(array) for array in arrays]
+
+
+def _question(hospital: Hospital, request: Request, state: State) -> Question:
+    """Say what a private answer is computed from, all of it: one noise must never cover two different sums."""
+    config, options = request.config, request.options
+    digest = hashlib.sha256(version("fedward").encode() + hospital.fingerprint)
+    for name in sorted(set(options) - {"server-round", "attempt", "evaluate", "cohort", "hospitals"}):
+        digest.update(f"{name}\x1f{options[name]}\x1f".encode())
+    for arrays in (request.arrays, state):
+        for name in sorted(arrays):
+            digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+    number, study = int(options.get("server-round", 0)), config.privacy.study
+    return Question(request.run, number, digest.digest(), study, config.task.name, config.privacy.unit)
 
 
 def _encoded(part: str, values: Vector, config: RunConfig, state: State) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -136,6 +136,56 @@ class StoppingConfig:
 
 
 @dataclass(frozen=True)
+class PrivacyConfig:
+    """Differential privacy of what training releases. Neighbours differ by one unit added or removed; how many units a hospital has counts as known."""
+
+    epsilon: Annotated[
+        float,
+        Range(0, float("inf"), open_low=True),
+        "most that a whole run may tell about one unit; inf for no differential privacy",
+    ] = float("inf")
+    delta: Annotated[
+        float, Range(0, 0.1, open_low=True), "chance that more is told; below 1 over the count of units"
+    ] = 1e-5
+    unit: Annotated[
+        Literal["record", "patient", "hospital"],
+        "what is protected: a row, all rows of a patient, or (by noise of the coordinator) all that a hospital sends",
+    ] = "record"
+    method: Annotated[
+        Literal["sgd", "full"], "steps on random samples of the rows, or one step a round on all of them"
+    ] = "sgd"
+    clip_norm: Annotated[float, POSITIVE, "largest L2 norm of what one unit adds to a sum"] = 1.0
+    noise: Annotated[
+        Literal["hospital", "shared"],
+        "hospital: each hospital's update is private by itself; shared: their sum is, which needs secure aggregation",
+    ] = "hospital"
+    rows_per_patient: Annotated[
+        int, Range(1, 1000), "most rows of one patient that are trained on, with the unit 'patient'"
+    ] = 1
+    statistics: Annotated[
+        float,
+        Range(0, 0.9),
+        "share of epsilon for the sums that prepare the data, which are noised; 0 sends none, and public ranges stand in where the task has them",
+    ] = 0.0
+    study: Annotated[str, "name under which hospitals account for what the run spends"] = ""
+    adaptive: Annotated[
+        float,
+        Range(0, 1),
+        "share of the hospitals whose updates are left unclipped, with the unit 'hospital'; 0 keeps clip_norm",
+    ] = 0.0
+
+    @property
+    def at_hospitals(self) -> bool:
+        """Whether hospitals train under differential privacy of their records or patients."""
+        return self.epsilon < float("inf") and self.unit != "hospital"
+
+    @property
+    def at_coordinator(self) -> bool:
+        """Whether the coordinator makes the model differentially private for whole hospitals."""
+        return self.epsilon < float("inf") and self.unit == "hospital"
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The settings of one run."""
 
@@ -149,8 +199,10 @@ class RunConfig:
     update: UpdateConfig = field(default_factory=UpdateConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     stopping: StoppingConfig = field(default_factory=StoppingConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     def __post_init__(self) -> None:
+        _check_privacy(self)
         if self.stopping.patience and not self.evaluation.validation:
             raise ConfigError(
                 "stopping.patience: early stopping needs validation patients; set evaluation.validation, for example to 0.2"
@@ -159,6 +211,31 @@ class RunConfig:
             raise ConfigError(
                 "stopping.patience: early stopping judges the model every evaluation.every rounds; set that to 1 or more"
             )
+
+
+def _check_privacy(run: RunConfig) -> None:
+    """Refuse settings with which what is claimed of a run's privacy would not hold."""
+    privacy = run.privacy
+    if privacy.at_hospitals and run.stopping.patience:
+        raise ConfigError(
+            "stopping.patience: which round is kept would be chosen by validation patients without noise, and no epsilon covers that; set it to 0, or privacy.epsilon to inf"
+        )
+    if privacy.at_hospitals and privacy.method == "full" and run.training.optimizer != "sgd":
+        raise ConfigError(
+            f"training.optimizer: privacy.method 'full' is one plain step a round, which {run.training.optimizer!r} would scale anew; add --set training.optimizer=sgd"
+        )
+    if privacy.at_hospitals and privacy.noise == "shared" and privacy.method != "full":
+        raise ConfigError(
+            "privacy.method: 'shared' noise adds up over one sum a round, and 'sgd' takes steps between sums; add --set privacy.method=full, or set privacy.noise to 'hospital'"
+        )
+    if (
+        privacy.at_hospitals
+        and privacy.noise == "shared"
+        and not getattr(getattr(run, "secure", None), "aggregation", False)
+    ):
+        raise ConfigError(
+            "privacy.noise: 'shared' noise protects only the sum, and without secure aggregation the coordinator sees every update; add --set secure.aggregation=true, or set privacy.noise to 'hospital'"
+        )
 
 
 def parse(kind: type[T], table: Table, path: str = "") -> T:

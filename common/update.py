@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from common.layout import Vector
+from common.privacy.events import Event
 from common.statistics import Statistics
 
 
@@ -12,6 +13,7 @@ class Update:
 
     ``delta`` is the hospital's model minus the model it was sent, unweighted: float32, shape ``(P,)``. ``control`` is the change of
     its SCAFFOLD control variate, of the same shape. ``num_examples`` counts the patients trained on.
+    ``event`` is what was released of them, under differential privacy.
     """
 
     hospital: str
@@ -19,3 +21,4 @@ class Update:
     num_examples: int
     control: Vector | None = None
     statistics: Statistics = field(default_factory=dict)
+    event: Event | None = None

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from common import messages, wire
 from common.config import RunConfig
-from common.errors import UpdateRejected
+from common.errors import ConfigError, UpdateRejected
 from common.layout import Vector
 from common.messages import Reply, group
+from common.privacy.events import Event, from_text
 from common.statistics import Statistics
 from common.tasks.objective import Objective
 from common.tasks.task import Records, Task
@@ -34,7 +35,7 @@ def update_of(name: str, message: Message | None, size: int, plan: Plan, most_ex
     Raises
     ------
     UpdateRejected
-        With the code ``late``, the hospital's own code, ``missing``, ``extra``, ``shape``, ``dtype``, ``range``, ``count``, ``nan``, ``inf`` or ``norm``.
+        With the code ``late``, the hospital's own code, ``missing``, ``extra``, ``shape``, ``dtype``, ``range``, ``count``, ``nan``, ``inf``, ``norm`` or ``privacy``.
     """
     reply = reply_of(message, plan.config)
     if not 0 < reply.num_examples <= most_examples:
@@ -48,7 +49,17 @@ def update_of(name: str, message: Message | None, size: int, plan: Plan, most_ex
     delta = codec.decode(arrays, size)
     _check_values(delta, plan.config.limits.update_norm)
     _check_statistics(reply.statistics, plan.task)
-    return Update(name, delta, reply.num_examples, control, reply.statistics)
+    return Update(name, delta, reply.num_examples, control, reply.statistics, _event_of(reply, plan.config))
+
+
+def _event_of(reply: Reply, config: RunConfig) -> Event | None:
+    """Read what a hospital says that it released; how much noise that was, it alone decides."""
+    if not config.privacy.at_hospitals:
+        return None
+    try:
+        return from_text(reply.texts.get("event", ""))
+    except ConfigError as error:
+        raise UpdateRejected("privacy", str(error)) from None
 
 
 def reply_of(message: Message | None, config: RunConfig) -> Reply:

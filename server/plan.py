@@ -8,6 +8,7 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from common.tasks import task_of
 from common.tasks.task import Task
+from server.privacy import HospitalPrivacy
 from server.strategies import strategy_of
 from server.strategies.strategy import Strategy
 
@@ -17,13 +18,14 @@ class Plan:
     """What is fixed before round 1. ``personal`` is false for comparators: then no part of the model stays at a hospital.
 
     ``cohort`` names the hospitals that may take part, for those who want to know in whose company they are; empty where nobody asks. ``expected`` is how many
-    are waited for before the run begins, where that is known.
+    are waited for before the run begins, where that is known. ``noise_key`` makes the coordinator's noise repeatable, in simulations alone.
     """
 
     config: RunConfig
     personal: bool = True
     cohort: tuple[str, ...] = ()
     expected: int = 0
+    noise_key: bytes = b""
 
     @cached_property
     def task(self) -> Task:
@@ -57,12 +59,17 @@ class Plan:
                 f"training.optimizer: {self.config.strategy.name!r} reads a hospital's drift from its steps, which must be those of 'sgd', "
                 f"not {self.config.training.optimizer!r}; add --set training.optimizer=sgd"
             )
-        return strategy
+        return self.hospital_privacy.around(strategy) if self.config.privacy.at_coordinator else strategy
+
+    @cached_property
+    def hospital_privacy(self) -> HospitalPrivacy:
+        """Return how whole hospitals are protected, where the run says so."""
+        return HospitalPrivacy(self.config, self.noise_key)
 
     @property
     def fewest(self) -> int:
-        """Return how many updates a new model is made of at least. Where there are several hospitals, no sum is ever one hospital's own update."""
-        return max(self.strategy.minimum_updates, min(2, len(self.cohort)))
+        """Return how many updates a new model is made of at least: with differential privacy of hospitals, perhaps none. Where there are several hospitals, no sum is ever one hospital's own update."""
+        return 0 if self.config.privacy.at_coordinator else max(self.strategy.minimum_updates, min(2, len(self.cohort)))
 
     @cached_property
     def local_parts(self) -> tuple[str, ...]:

@@ -90,7 +90,10 @@ class Dropped:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What one round brought. ``metrics`` judge the model that the round started from, over the test patients of the hospitals that answered; bytes count arrays."""
+    """What one round brought. ``metrics`` judge the model that the round started from, over the test patients of the hospitals that answered; bytes count arrays.
+
+    ``events`` are what hospitals released under differential privacy, as `common.privacy.events.to_text` writes it.
+    """
 
     round: int
     asked: list[str]
@@ -105,6 +108,7 @@ class RoundRecord:
     update_norm: float
     metrics: dict[str, float | None] = field(default_factory=dict)
     hospitals: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    events: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any]) -> "RoundRecord":

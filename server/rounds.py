@@ -24,6 +24,8 @@ from common.errors import ConfigError, QuorumError, UpdateRejected
 from common.layout import Vector
 from common.messages import Reply, group
 from common.network import seed_for
+from common.privacy import dpsgd
+from common.privacy.events import to_text
 from common.statistics import Statistics, Total, total
 from common.tasks.task import Task
 from common.update import Update
@@ -82,7 +84,10 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
         raise ConfigError(f"{folder}: its checkpoint is of a run with other settings; choose another folder")
     fleet = _enrol(grid, plan, int(saved.facts.get("hospitals", 0)) if saved else 0)
     preparation = saved.facts["preparation"] if saved else plan.task.fit(fleet.statistics)
-    weights, layout = networks.initial(plan.task, preparation, plan.local_parts, plan.config.seed)
+    network = networks.build(plan.task, preparation, plan.local_parts, plan.config.seed)
+    if plan.config.privacy.at_hospitals:
+        dpsgd.check(network.model)
+    weights, layout = network.vectors()[0], network.shared
     state = dict(saved.state) if saved else plan.strategy.init(weights, len(fleet.members))
     history = [RoundRecord.from_facts(facts) for facts in models.history(folder, saved)] if folder and saved else []
     coordinator = Coordinator(grid, plan, fleet, networks.dumps(preparation), layout.digest)
@@ -293,6 +298,8 @@ class Coordinator:
     def select(self, number: int) -> list[str]:
         """Draw the hospitals of a round, in the order of their names; the draw follows from seed and round number alone."""
         names = list(self.fleet.nodes)
+        if self.config.privacy.at_coordinator:
+            return self.plan.hospital_privacy.sample(names, number)
         count = drawn_of(len(names), self.config)
         if count == len(names):
             return names
@@ -385,12 +392,14 @@ class Tally:
         self.bytes_up = 0
         self.examples = 0
         self.statistics: dict[str, Statistics] = {}
+        self.events: dict[str, str] = {}
 
     def add(self, update: Update) -> None:
         """Count a usable update."""
         self.answered.append(update.hospital)
         self.examples += update.num_examples
         self.statistics[update.hospital] = update.statistics
+        self.events.update({update.hospital: to_text(update.event)} if update.event else {})
 
     def record(self, number: int, asked: list[str]) -> RoundRecord:
         """Return the record of the round, its duration left open."""
@@ -398,7 +407,8 @@ class Tally:
         tests = {name: group("test", parts) for name, parts in self.statistics.items()}
         tests = {name: parts for name, parts in tests.items() if parts}
         validation = [parts for parts in (group("validation", each) for each in self.statistics.values()) if parts]
-        loss, steps = total([{"loss": each["train/loss"]} for each in self.statistics.values()])["loss"]
+        losses = ({"loss": each["train/loss"]} for each in self.statistics.values())
+        loss, steps = total([{"loss": np.zeros(2)}, *losses])["loss"]
         return RoundRecord(
             round=number,
             asked=asked,
@@ -413,11 +423,12 @@ class Tally:
             update_norm=0.0,
             metrics=values(total(tests.values())) if tests else {},
             hospitals={name: values(parts) for name, parts in tests.items()},
+            events=self.events,
         )
 
 
 def drawn_of(hospitals: int, config: RunConfig) -> int:
-    """Return how many of so many hospitals a round draws."""
+    """Return how many of so many hospitals a round draws; on average, where each is drawn on its own."""
     return min(max(round(config.selection.fraction * hospitals), config.selection.minimum), hospitals)
 
 

@@ -14,7 +14,7 @@ from common import supervise
 from common.config import RunConfig, as_table, dumps
 from common.errors import DataError, UsageError
 from common.tasks import read_run
-from server import coordinator, models, records, rounds
+from server import coordinator, models, privacy, records, rounds
 from server.plan import Plan
 from server.provision import Federation
 from server.records import RoundRecord
@@ -107,6 +107,7 @@ def _record(federation: Federation, plan: Plan, outcome: Outcome, name: str) -> 
         | {package: metadata.version(package) for package in ("fedward", "flwr", "tensorflow", "numpy")},
         "hospitals": [asdict(member) for member in outcome.members],
         "rounds": [asdict(row) for row in outcome.rounds],
+        "privacy": privacy.spent(plan.config, outcome.rounds, len(outcome.members)),
         "gathered": gathered(outcome.tests),
         "results": {"federated": {"pooled": result.pooled, "hospitals": result.hospitals} if result else {}},
     }

@@ -16,6 +16,7 @@ from common.config import (
     Choice,
     EvaluationConfig,
     LimitsConfig,
+    PrivacyConfig,
     RunConfig,
     SelectionConfig,
     StoppingConfig,
@@ -42,16 +43,16 @@ def local_only(population: Population, config: RunConfig, federated: Outcome) ->
 
 def centralised(population: Population, config: RunConfig, federated: Outcome) -> Iterator[dict[str, Model]]:
     """Train on all patients in one place, until they have been seen as often as in the federated run."""
-    pooled = Hospital(
-        "all", *(_pool([getattr(h, part) for h in population.hospitals]) for part in ("train", "validation", "test"))
-    )
+    parts = ("train", "validation", "test")
+    train, validation, test = (_pool([getattr(h, part) for h in population.hospitals]) for part in parts)
+    pooled = Hospital("all", train, validation, test)
     seen = sum(record.examples for record in federated.rounds[: max(federated.trained, 1)])
     model = _alone(population, pooled, config, max(1, round(seen / rows_of(pooled.train))))
     yield dict.fromkeys(population.names, model)
 
 
 def _alone(population: Population, hospital: Hospital, config: RunConfig, number: int) -> Model:
-    """Run a federation of one. Nothing is lost by sending, kept back or drawn; a limit on updates has no one to guard against."""
+    """Run a federation of one. Nothing is lost by sending, kept back, drawn or noised; a limit on updates has no one to guard against."""
     settings = replace(
         config,
         rounds=number,
@@ -61,6 +62,7 @@ def _alone(population: Population, hospital: Hospital, config: RunConfig, number
         update=UpdateConfig(),
         evaluation=EvaluationConfig(every=0),
         stopping=StoppingConfig(),
+        privacy=PrivacyConfig(),
     )
     return rounds.run(grid_of([Seat(population.worker, hospital)]), Plan(settings, personal=False)).model
 

@@ -303,11 +303,39 @@ def _card_details(record: Record) -> str:
 
 def _privacy_head(record: Record) -> str:
     return (
-        f"# Privacy statement of run {markdown(record['name'])}{_banner(record)}\n\n"
-        "**In this run no differential privacy and no secure aggregation was used.** Patient rows stayed at the hospitals, and that is the only protection: "
-        "the coordinator saw the update of every single hospital, and nothing bounds what the updates or the model tell about one patient.\n\n"
+        f"# Privacy statement of run {markdown(record['name'])}{_banner(record)}\n\n{_privacy_claim(record)}\n\n"
         "The run was a simulation: the hospitals were virtual and ran on the researcher's own computers. This page says what would have crossed a hospital's "
         "border in a real federation with the same settings."
+    )
+
+
+def _privacy_claim(record: Record) -> str:
+    """Say what differential privacy there was: unit, relation, epsilon, delta, mechanism and who drew the noise."""
+    account = record.get("privacy") or {}
+    if not account:
+        return (
+            "**In this run no differential privacy and no secure aggregation was used.** Patient rows stayed at the hospitals, and that is the only protection: "
+            "the coordinator saw the update of every single hospital, and nothing bounds what the updates or the model tell about one patient."
+        )
+    spent = account["spent"].values()
+    most = max((each["epsilon"] for each in spent), default=0.0)
+    settings = flatten(record["config"])
+    steps = (
+        "one step a round on all rows"
+        if settings["privacy.method"] == "full"
+        else "steps on Poisson samples of the rows"
+    )
+    how = (
+        f"Gradients were clipped row by row and noised at each hospital ({steps}), before the update left. The coordinator is not trusted with them"
+        if account["unit"] != "hospital"
+        else "Updates were clipped, summed and noised by the coordinator, which saw them as they were and is trusted with them"
+    )
+    return (
+        f"**Training was differentially private: epsilon {most:.3g} at delta {account['delta']:g}, for one {account['unit']}** (neighbours: {account['relation']}; target: {account['target']:g}). "
+        f"{how}. Noise by {account['noise_by']}, Gaussian; composed over {max((each['rounds'] for each in spent), default=0):,} rounds by privacy loss distributions. "
+        "A simulation draws its noise from its seed, so that it can be repeated: these numbers say what real hospitals would get, and this run itself protects nobody.\n\n"
+        "Covered: the updates of all rounds, the model, and the sums that prepare the data. Not covered: how many patients each hospital trained on, which counts as known; "
+        "the metrics, which are computed from test patients without noise; and the choice of settings, if it was made by looking at results on the same patients."
     )
 
 
@@ -323,23 +351,46 @@ def _privacy_left(record: Record) -> str:
         f"- **Update vectors**: in every round it took part in, how its training changed the shared model: up to {record['parameters']:,} numbers, "
         f"written as {settings.get('update.codec', 'float32')}. {answers:,} answers in {len(record['rounds']):,} rounds.\n"
         f"{controls}"
-        "- **Counts**: how many patients it trained on, and how many of each class.\n"
-        f"- **Sums for preparing the data**, once before round 1: {markdown(record['statistics'])}.\n"
-        "- **Training loss** of every round, as a mean over its patients.\n"
+        f"{_privacy_sums(record, settings)}"
         "- **Histograms of predicted scores** by class and counts of right and wrong predictions, for the metrics.\n\n"
         f"Bytes: {words.size(record['bytes']['up'])} from the hospitals, {words.size(record['bytes']['down'])} to them. No patient row, image or text left.\n\n"
         "The centralised comparator of this report needs all patients in one place. It exists only because this is a simulation."
     )
 
 
+def _privacy_sums(record: Record, settings: Mapping[str, Any]) -> str:
+    if (record.get("privacy") or {}).get("unit") in ("record", "patient"):
+        share = settings.get("privacy.statistics") or 0.0
+        told = (
+            f"{markdown(record['statistics'])}, noised, for {share:.0%} of epsilon"
+            if share
+            else "none; public ranges stood in"
+        )
+        return (
+            "- **Counts**: how many patients it trained on; not how many of each class, of which equal shares are shown.\n"
+            f"- **Sums for preparing the data**: {told}.\n"
+        )
+    return (
+        "- **Counts**: how many patients it trained on, and how many of each class.\n"
+        f"- **Sums for preparing the data**, once before round 1: {markdown(record['statistics'])}.\n"
+        "- **Training loss** of every round, as a mean over its patients.\n"
+    )
+
+
 def _privacy_trust(record: Record) -> str:
     return (
         "## Who is trusted\n\n"
-        "- **The coordinator**, fully: it sees every hospital's update and statistics as they are, and could try to rebuild patients from them.\n"
+        f"- **The coordinator**{_coordinator_trust(record)}\n"
         f"- **The other hospitals** ({len(record['hospitals']):,} in all): each receives the shared model every round, and could compare two rounds.\n"
         "- **Whoever gets the final model**: it may hold traces of single patients.\n"
         "- **The network**, not at all, in a deployment with mutual TLS. This simulation had no network between hospitals."
     )
+
+
+def _coordinator_trust(record: Record) -> str:
+    if (record.get("privacy") or {}).get("unit") in ("record", "patient"):
+        return ": it sees every hospital's noised updates, and its metrics without noise."
+    return ", fully: it sees every hospital's update and statistics as they are, and could try to rebuild patients from them."
 
 
 def _privacy_gaps(record: Record) -> str:

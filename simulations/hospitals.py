@@ -9,6 +9,7 @@ from flwr.app import Context, Error, Message, RecordDict
 
 from client.app import FAILED, Answer, Seat
 from client.hospital import Hospital
+from client.ledger import Ledger, Question
 from client.worker import Worker
 from common import messages, wire
 from common.errors import ConfigError
@@ -111,7 +112,14 @@ def _hospital(name: str, rows: Array, table: Table, scenario: Scenario, *, flip:
     train = take(table.records, rest[~validation])
     if flip:
         train[label] = _turned(table, rest[~validation], label)
-    return Hospital(name, train, take(table.records, rest[validation]), take(table.records, tested))
+    trained, ledger = rest[~validation], Ledger(key=lambda question: _noise_key(seed, name, question))
+    parts = train, take(table.records, rest[validation]), take(table.records, tested)
+    return Hospital(name, *parts, table.patient[trained], ledger)
+
+
+def _noise_key(seed: int, name: str, question: Question) -> bytes:
+    """Make the key of a virtual hospital's noise: it follows from the seed, so that a run can be repeated, and protects nobody."""
+    return seed_for(seed, "noise", name, question.identity).generate_state(8).tobytes()
 
 
 def _drawn(table: Table, rows: Array, share: float, seed: np.random.SeedSequence) -> Array:

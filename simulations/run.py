@@ -15,10 +15,13 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from common.config import merge
+from client import private
+from common.config import RunConfig, merge
 from common.errors import ConfigError, DataError, FedwardError, QuorumError, UsageError
+from common.network import seed_for
 from common.statistics import Statistics
-from server import models, records, rounds
+from common.tasks import task_of
+from server import models, privacy, records, rounds
 from server.app import make_app
 from server.plan import Plan
 from server.results import differences_of, results_of
@@ -100,12 +103,14 @@ def simulate(
     clock = Clock()
     watcher.stage("reading data")
     population = populate(scenario)
-    plan = Plan(scenario.run)
+    plan = Plan(scenario.run, noise_key=seed_for(scenario.run.seed, "noise").generate_state(8).tobytes())
     _ = plan.strategy  # a contradiction is refused before anything is written
     if scenario.run.selection.minimum > len(population.hospitals):
         raise ConfigError(
             f"selection.minimum: expected at most the {len(population.hospitals)} hospitals of the scenario, got {scenario.run.selection.minimum}"
         )
+    if scenario.run.privacy.at_hospitals:
+        _check_privacy(population, scenario.run)
     warning = f"# {cards.SYNTHETIC}\n" if population.dataset.synthetic else ""
     models.write(folder / CONFIG, (warning + scenario.text()).encode())
     watcher.stage("federated training")
@@ -137,6 +142,15 @@ def simulate(
     records.write_json(folder / records.RUN, record)
     report.write_report(folder)
     return record
+
+
+def _check_privacy(population: Population, config: RunConfig) -> None:
+    """Refuse what a hospital would refuse, before anything is written; the message names the hospital."""
+    for hospital in population.hospitals:
+        try:
+            private.terms(hospital, config, task_of(config.task))
+        except ConfigError as error:
+            raise ConfigError(f"{hospital.name}: {error}") from None
 
 
 class Clock:
@@ -218,4 +232,5 @@ def _record(scenario: Scenario, population: Population, outcome: Outcome, name: 
         "classes": list(task.classes),
         "hospitals": [asdict(member) for member in outcome.members],
         "rounds": [asdict(row) for row in outcome.rounds],
+        "privacy": privacy.spent(scenario.run, outcome.rounds, len(outcome.members)),
     }

@@ -23,7 +23,8 @@ class Parts:
 
     def hospital(self, name: str) -> Hospital:
         """Return the hospital that the worker trains at."""
-        return Hospital(name, *(self.records[part] for part in PARTS))
+        train, validation, test = (self.records[part] for part in PARTS)
+        return Hospital(name, train, validation, test, self.patients["train"])
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return rows and patients of each part."""

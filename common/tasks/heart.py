@@ -93,12 +93,24 @@ def summarise(records: Records) -> Statistics:
 
 
 def fit(statistics: Statistics) -> Preparation:
-    """Turn summed moments into mean and deviation; a feature that nobody knows, or that never varies, gets 0 and 1."""
+    """Turn summed moments into mean and deviation; a feature that nobody tells of is scaled by its public range, and one that never varies gets deviation 1."""
+    middle, half = ranges()
+    told = statistics["count"] > 0
     count = np.maximum(statistics["count"], 1.0)
     mean = statistics["sum"] / count
     variance = np.maximum(statistics["squares"] / count - mean**2, 0.0)
     scale = np.where(variance > 1e-12, np.sqrt(np.maximum(variance, 1e-12)), 1.0)
-    return {"mean": mean.tolist(), "scale": scale.tolist()}
+    return {"mean": np.where(told, mean, middle).tolist(), "scale": np.where(told, scale, half).tolist()}
+
+
+def ranges() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the middle of every expanded feature's range, and a quarter of its width, about the deviation of what fills it."""
+    ends = []
+    for column in COLUMNS:
+        low, high = (min(column.codes), max(column.codes)) if column.codes else (column.low, column.high)
+        ends += [(0.0, 1.0)] * len(column.codes) if len(column.codes) > 2 else [(low, high)]
+    low, high = np.array(ends, np.float64).T
+    return (low + high) / 2, (high - low) / 4
 
 
 def encode(records: Records, preparation: Preparation) -> Examples:

@@ -1,5 +1,6 @@
 """Text classification: a note or a patient's question to one of several classes; English, Chinese or both."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -8,11 +9,14 @@ from numpy.typing import NDArray
 
 from common.config import Range
 from common.errors import ConfigError, DataError
+from common.privacy.noise import Noise
 from common.statistics import Statistics
 from common.tasks import text
 from common.tasks.objective import MULTICLASS
 from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
 
+ABOVE = 4.75
+"""Standard deviations of its noise that a count stands above: of all buckets that no record has, one in four hospitals then keeps one."""
 COLUMNS = (Column("text", "text", "the note or question"),)
 
 
@@ -70,6 +74,7 @@ class Notes:
             encode=self.encode,
             classify=self.classify,
             build=self.network,
+            noised=self.noised,
             parts={"head": ("output",), "embedding": ("embedding",)},
             summary=f"in how many of its records each of {text.BUCKETS:,} hash buckets of words occurs, where {self.minimum_records} or more do; "
             "whoever sees one hospital's counts can test any word he thinks of",
@@ -99,6 +104,16 @@ class Notes:
             "present": (counts > 0).astype(np.float64),
             "hospitals": np.ones(1),
         }
+
+    def noised(self, statistics: Statistics, noise: Noise) -> Statistics:
+        """Noise the counts and keep those that stand out of the noise, so that hardly any bucket is kept that no record has.
+
+        One record moves the count of at most ``length`` buckets, each by 1, or by ``minimum_records`` where it brings it over the minimum.
+        """
+        sensitivity = self.minimum_records * math.sqrt(self.length)
+        counts = np.rint(noise(statistics["records"], sensitivity))
+        counts[counts < max(self.minimum_records, ABOVE * noise.multiplier * sensitivity)] = 0
+        return {"records": counts, "present": (counts > 0).astype(np.float64), "hospitals": np.ones(1)}
 
     def fit(self, statistics: Statistics) -> Preparation:
         """Return the buckets of the vocabulary, the most frequent first, of equally frequent ones the lower number first."""

@@ -1,5 +1,6 @@
 """Pneumonia on chest X-rays of 28x28 grey pixels (PneumoniaMNIST; Yang et al. 2023, Sci Data 10:41)."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from common.config import FRACTION, Range
 from common.errors import DataError
+from common.privacy.noise import Noise
 from common.statistics import Statistics
 from common.tasks.objective import BINARY
 from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
@@ -40,6 +42,7 @@ class Pneumonia:
             classify=classify,
             build=self.network,
             augment=self.augment,
+            noised=noised,
             summary="count, sum and sum of squares of all grey levels",
             parts={"head": ("output",)} | ({"normalisation": ("norm",)} if self.normalisation == "batch" else {}),
             # Chosen on the published validation images, 10 hospitals, labels by Dirichlet 0.3: momentum belongs at the server, because
@@ -105,10 +108,20 @@ def summarise(records: Records) -> Statistics:
     }
 
 
+def noised(statistics: Statistics, noise: Noise) -> Statistics:
+    """Noise the three sums; one image adds at most all its pixels at the brightest to each, whatever it shows."""
+    names, largest = ("count", "sum", "squares"), np.array([SIDE**2 * 255.0**power for power in range(3)])
+    values = np.concatenate([statistics[name] for name in names]) / largest
+    private = noise(values, math.sqrt(3.0)) * largest
+    return {name: private[place : place + 1] for place, name in enumerate(names)}
+
+
 def fit(statistics: Statistics) -> Preparation:
-    """Turn summed moments into one mean and deviation of the grey levels; pixels that never vary get deviation 1."""
-    count = max(float(statistics["count"][0]), 1.0)
-    mean = float(statistics["sum"][0]) / count
+    """Turn summed moments into one mean and deviation of the grey levels; what nobody tells of, or noise made impossible, is taken from the range of a byte."""
+    count = float(statistics["count"][0])
+    mean = float(statistics["sum"][0]) / count if count > 0 else -1.0
+    if not 0 <= mean <= 255:
+        return {"mean": 128.0, "scale": 64.0}
     variance = float(statistics["squares"][0]) / count - mean**2
     return {"mean": mean, "scale": variance**0.5 if variance > 1e-6 else 1.0}
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from common.privacy.noise import Noise
 from common.statistics import Statistics
 from common.tasks.objective import Objective
 
@@ -55,7 +56,8 @@ class Task:
     ``parts`` names groups of variables by the start of their path (``head``, ``normalisation``, ``intercept``), so that a strategy can keep
     one at the hospital. ``local`` are the parts that the task itself keeps there. ``defaults`` are run settings that suit the task,
     laid under what the user sets. ``classify`` gives the class numbers of rows, from 0. ``xla`` says that the compiled local epoch is faster under XLA (measured by ``benchmarks/compilers.py``).
-    ``summary`` says in words what ``summarise`` tells of a hospital's patients, for the privacy statement of a run.
+    ``noised`` gives the statistics with enough `Noise` for one row, and may drop what drowns in it; a task without it tells nothing of a hospital under differential privacy,
+    and ``fit`` has to do with zeros. ``summary`` says in words what ``summarise`` tells of a hospital's patients, for the privacy statement of a run.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Task:
     local: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     xla: bool = False
+    noised: Callable[[Statistics, Noise], Statistics] | None = None
     summary: str = "count, sum and sum of squares of every feature"
 
     def prefixes(self, parts: tuple[str, ...]) -> tuple[str, ...]:

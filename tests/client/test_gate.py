@@ -21,6 +21,7 @@ from client.app import FAILED, REFUSED, Seat, guarded
 from client.audit import AuditLog
 from client.gate import Gate
 from client.hospital import Hospital
+from client.resident import open_ledger
 from client.worker import Worker
 from common import chain, flower, messages, wire
 from common.deployment import Bundle, Received, bundle
@@ -751,3 +752,56 @@ class TestRun:
         with pytest.raises(QuorumError):
             self.play(desks, federation)
         assert all(desk.worker.asked == [] for desk in desks)
+
+
+class TestPrivacy:
+    PRIVATE = {"privacy": {"epsilon": 2.0, "delta": 1e-4, "method": "full"}, "rounds": 4}
+
+    @pytest.fixture
+    def desk(self, desk):
+        """Return a hospital that demands differential privacy and keeps account of it in its own folder."""
+        desk.rule('minimum = "none"', 'minimum = "dp"')
+        ledger = open_ledger(desk.folder)
+        hospital = replace(desk.hospital, ledger=ledger)
+        desk.gate.hospital, desk.gate.worker = hospital, Seat(Worker(), hospital)
+        yield desk
+        ledger.close()
+
+    def test_a_run_without_it_is_refused_and_one_with_it_is_answered_charged_and_in_the_log(self, desk):
+        assert refused(desk.ask()) == (REFUSED, "privacy")
+        assert desk.ask(settings=self.PRIVATE).has_content()
+        assert desk.events()[-5:] == ["asked", "allowed", "trained", "spent", "sent"]
+        (fields,) = (fields for event, fields in desk.log() if event == "spent")
+        (row,) = desk.gate.hospital.ledger.table(1e-4)
+        assert fields["epsilon"] == desk.gate.hospital.ledger.spent(1e-4)
+        assert (row.charges, row.unused) == (1, 0)
+
+    @pytest.mark.parametrize(
+        "claim", [{"epsilon": 4.0}, {"epsilon": 2.0, "delta": 1e-3}, {"epsilon": 2.0, "unit": "hospital"}]
+    )
+    def test_less_than_is_demanded_is_refused(self, desk, claim):
+        assert refused(desk.ask(settings={"privacy": {"delta": 1e-4, **claim}})) == (REFUSED, "privacy")
+
+    def test_the_budget_of_the_site_ends_it_whatever_the_run_says(self, desk):
+        desk.rule("budget = 10.0", "budget = 1.5")
+        assert refused(desk.ask(STATISTICS, settings=self.PRIVATE)) == (REFUSED, "budget")
+        # A run that claims fewer rounds has less noise in each, and the ledger counts what was released.
+        greedy = {**self.PRIVATE, "rounds": 1}
+        assert refused(desk.ask(settings=greedy)) == (REFUSED, "budget")
+        assert desk.gate.hospital.ledger.table(1e-4) == []
+
+    def test_another_model_for_the_same_round_is_another_charge_until_nothing_is_left(self, desk):
+        desk.rule("budget = 10.0", "budget = 3.0")
+        weights = {"weights": np.zeros(initial_size(desk), np.float32)}
+        answers = []
+        for number in range(12):
+            arrays = {"weights": weights["weights"] + number}
+            answers.append(desk.ask(settings=self.PRIVATE, arrays=arrays))
+        good = [answer for answer in answers if answer.has_content()]
+        assert 4 <= len(good) < 12
+        assert refused(answers[-1]) == (REFUSED, "budget")
+        assert desk.gate.hospital.ledger.spent(1e-4) <= 3.0
+
+
+def initial_size(desk):
+    return messages.unpack_request(desk.request()).arrays["weights"].size

@@ -175,6 +175,7 @@ class TestRules:
     def test_every_setting_of_limits_and_privacy_is_a_rules_or_the_workers_own(self):
         settings = {key for key, _, _ in describe(SitePolicy) if not key.startswith("site.")}
         workers_own = {"allow.smallest_cell", "limits.memory_mb", "limits.threads", "privacy.epsilon"}
+        workers_own |= {"privacy.budget", "privacy.delta"}  # the ledger's
         assert settings - workers_own == {rule.setting for rule in rules() if rule.setting}
 
     def test_the_words_of_the_blueprint(self):
@@ -496,8 +497,8 @@ print(json.dumps([policy.site.name, policy.limits.min_records, [name for name in
         assert json.loads(done.stdout) == ["east", 8, [str(site / "site.toml")]]
 
     def test_a_run_has_no_setting_that_the_policy_reads(self):
-        """The run's limits share a word with the policy's, and nothing else: they are other classes, and no run can name a policy."""
-        assert not {item.name for item in fields(RunConfig)} & {"policy", "allow", "privacy"}
+        """The run's limits and privacy share a word with the policy's, and nothing else: they are other classes, and no run can name a policy."""
+        assert not {item.name for item in fields(RunConfig)} & {"policy", "allow"}
         assert type(config().limits) is not policies.Limits
         assert Privacy() == SitePolicy(Site("east", "heart", "heart.csv")).privacy
 

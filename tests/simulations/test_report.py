@@ -314,6 +314,37 @@ def test_the_privacy_statement_names_all_that_this_run_sent():
     assert "control variate" in cards.privacy_statement({**record, "control_variates": True})
 
 
+def test_the_privacy_statement_says_unit_relation_epsilon_delta_mechanism_and_who_is_trusted():
+    record = fake_record()
+    settings = {"privacy": {"method": "full", "statistics": 0.0}}
+    account = {
+        "target": 1.0,
+        "delta": 1e-4,
+        "unit": "record",
+        "relation": "add or remove one",
+        "noise_by": "each hospital",
+    }
+    spent = {
+        "east": {"epsilon": 0.75, "events": ["[20.0, 1.0, 1]"], "rounds": 10},
+        "west": {"epsilon": 0.998, "events": [], "rounds": 10},
+    }
+    statement = cards.privacy_statement(
+        {**record, "config": record["config"] | settings, "privacy": account | {"spent": spent}}
+    )
+    for said in (
+        "epsilon 0.998 at delta 0.0001, for one record",
+        "neighbours: add or remove one",
+        "Noise by each hospital, Gaussian; composed over 10 rounds",
+        "one step a round on all rows",
+        "none; public ranges stood in",
+        "The coordinator**: it sees every hospital's noised updates",
+        "Not covered:",
+    ):
+        assert said in statement
+    assert "no differential privacy" not in statement
+    assert "Training loss" not in statement
+
+
 def test_the_mean_of_hospitals_stands_in_the_report_and_in_the_card_with_its_interval():
     record = fake_record()
     mean = cards.mean_of_hospitals(record, "federated", "auroc")

@@ -1,0 +1,223 @@
+"""Training under differential privacy at a hospital: the update is the textbook's, its noise the ledger's, and what would break the claim is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from client import private
+from client.hospital import Hospital
+from client.ledger import Budget, Ledger
+from client.worker import Worker
+from common import wire
+from common.errors import ConfigError, PolicyRefused
+from common.messages import STATISTICS, TRAIN, Request, group, run_text
+from common.network import dumps, initial
+from common.privacy.events import from_text
+from common.privacy.noise import Source
+from common.tasks import task_of
+from tests.conftest import patients
+
+KEY = bytes(range(32))
+FULL = {"epsilon": 1.0, "delta": 1e-4, "method": "full", "clip_norm": 0.5}
+SGD = {"epsilon": 3.0, "delta": 1e-4}
+ROWS = 60
+
+
+def hospital(rows=ROWS, budget=None, ids=None, key=lambda _: KEY):
+    ledger = Ledger(budget=lambda: budget, key=key)
+    return Hospital("east", patients(rows, 1), patients(5, 2), patients(20, 3), ids, ledger)
+
+
+@pytest.fixture
+def config(federation):
+    """Make settings of a run of three rounds of a linear model."""
+
+    def of(privacy, **settings):
+        task = {"name": "heart", "model": "logistic"}
+        training = {
+            "batch_size": 12,
+            "epochs": 1,
+            "weight_decay": 0.0,
+            "learning_rate": 0.4,
+            **settings.pop("training", {}),
+        }
+        return federation.config({"task": task, "rounds": 3, "privacy": privacy, "training": training, **settings})
+
+    return of
+
+
+WORKER = Worker()
+
+
+def ask(config, at, number=1, kind=TRAIN, weights=None, state=None, worker=WORKER):
+    task = task_of(config.task)
+    nothing = private.statistics(at, config, task, None)
+    preparation = task.fit(nothing)
+    weights = initial(task, preparation, (), config.seed)[0] if weights is None else weights
+    options = {
+        "preparation": dumps(preparation),
+        "local-parts": "",
+        "server-round": number,
+        "attempt": 0,
+        "evaluate": False,
+    }
+    request = Request(
+        run_text(config), {} if kind == STATISTICS else {"weights": weights}, {} if kind == STATISTICS else options
+    )
+    return worker.answer(kind, at, request, {} if state is None else state), weights, task.encode(at.train, preparation)
+
+
+def delta_of(reply, size):
+    return wire.CODECS["float32"].decode(reply.arrays, size)
+
+
+def gradients(weights, examples):
+    """Return each row's gradient of the logistic loss, in the layout's order: kernel, bias."""
+    kernel, bias = weights[:-1].astype(np.float64), float(weights[-1])
+    error = 1 / (1 + np.exp(-(examples.x @ kernel + bias))) - examples.y
+    return np.concatenate([examples.x, np.ones((len(error), 1))], 1) * error[:, None]
+
+
+class TestFull:
+    def test_the_update_is_minus_the_rate_times_clipped_sum_and_noise_over_the_count(self, config):
+        run, at = config(FULL), hospital()
+        reply, weights, examples = ask(run, at)
+        event = from_text(reply.texts["event"])
+        each = gradients(weights, examples)
+        each *= np.minimum(1, 0.5 / np.linalg.norm(each, axis=1))[:, None]
+        normals = Source(KEY).normals(len(weights)).astype(np.float64)
+        expected = -0.4 * (each.sum(0) + event.noise_multiplier * 0.5 * normals) / ROWS
+        np.testing.assert_allclose(delta_of(reply, len(weights)), expected, atol=1e-6)
+        assert (event.sampling_rate, event.count, reply.num_examples) == (1.0, 1, ROWS)
+
+    def test_over_many_keys_the_noise_has_the_deviation_that_the_event_claims(self, config):
+        run, draws = config(FULL), []
+        for number in range(60):
+            at = hospital(key=lambda _, n=number: n.to_bytes(32, "big"))
+            reply, weights, _ = ask(run, at)
+            draws.append(delta_of(reply, len(weights)))
+        scale = 0.4 * from_text(reply.texts["event"]).noise_multiplier * 0.5 / ROWS
+        centred = (np.array(draws) - np.mean(draws, 0)) / scale * np.sqrt(60 / 59)
+        assert stats.kstest(centred.ravel(), "norm").pvalue > 0.001
+
+
+class TestShared:
+    def test_the_fewest_whose_sum_is_opened_have_all_of_the_noise_together(self, config):
+        terms = replace(private.terms(hospital(), config(FULL), task_of(config(FULL).task)), sharers=3)
+        assert 3 * terms.own_multiplier**2 == pytest.approx(terms.event.noise_multiplier**2)
+
+    def test_where_nothing_opens_sums_alone_each_has_all_of_it(self, config):
+        assert private.sharers(config(FULL), 100) == 1
+
+
+class TestSteps:
+    def test_they_are_those_of_a_plain_loop_with_the_same_samples_and_noise(self, config):
+        run, at = config(SGD), hospital()
+        reply, weights, examples = ask(run, at)
+        terms = private.terms(at, run, task_of(run.task))
+        source = Source(KEY)
+        drawn = private.samples(private.units_of(at, run), terms, source)
+        normals = source.normals(terms.event.count * len(weights)).reshape(-1, len(weights))
+        at_end, moved = np.flatnonzero(drawn.ends), weights.astype(np.float64)
+        for step, (first, last) in enumerate(zip([0, *at_end[:-1] + 1], at_end, strict=True)):
+            rows = drawn.rows[first : last + 1].ravel()
+            each = gradients(moved, examples)[rows[rows >= 0]]
+            each *= np.minimum(1, 1 / np.linalg.norm(each, axis=1))[:, None]
+            moved -= 0.4 * (each.sum(0) + terms.event.noise_multiplier * normals[step]) / 12
+        np.testing.assert_allclose(delta_of(reply, len(weights)), moved - weights, atol=1e-4)
+
+    def test_every_unit_is_in_a_sample_by_its_own_chance_and_with_all_its_rows(self, config):
+        run = config({**SGD, "unit": "patient", "rows_per_patient": 2})
+        at = hospital(ids=np.repeat(np.arange(ROWS // 3), 3))
+        units = private.units_of(at, run)
+        assert [len(rows) for rows in units] == [2] * (ROWS // 3)
+        terms = private.terms(at, run, task_of(run.task))
+        drawn = private.samples(units, terms, Source(KEY))
+        assert drawn.ends.sum() == terms.event.count
+        for batch in np.split(drawn.rows, np.flatnonzero(drawn.ends)[:-1] + 1):
+            rows = set(batch[batch >= 0].tolist())
+            assert all(set(unit.tolist()) <= rows or not set(unit.tolist()) & rows for unit in units)
+
+    def test_a_large_sample_is_cut_and_none_of_it_lost(self, config):
+        run, at = config(FULL), hospital(200)
+        drawn = private.samples(private.units_of(at, run), private.terms(at, run, task_of(run.task)), Source(KEY))
+        assert drawn.rows.shape == (4, private.WIDEST)
+        assert sorted(drawn.rows[drawn.rows >= 0]) == list(range(200))
+        assert drawn.ends.tolist() == [False, False, False, True]
+
+    @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+    def test_other_optimisers_only_see_noised_gradients(self, config, optimizer):
+        reply, weights, _ = ask(config(SGD, training={"optimizer": optimizer}), hospital())
+        assert np.isfinite(delta_of(reply, len(weights))).all()
+
+
+class TestWhatLeaves:
+    def test_no_loss_no_class_counts_and_no_sums_of_the_training_patients(self, config):
+        at = hospital()
+        reply, _, _ = ask(config(FULL), at)
+        np.testing.assert_array_equal(reply.statistics["train/loss"], [0.0, 0.0])
+        told, _, _ = ask(config(FULL), at, kind=STATISTICS)
+        assert not any(value.any() for value in group("task", told.statistics).values())
+        np.testing.assert_array_equal(told.statistics["count/train"], [ROWS / 2, ROWS / 2])
+
+    def test_the_same_question_has_the_same_answer_and_is_charged_once(self, config):
+        run, at = config(FULL), hospital(key=Ledger()._key)
+        first, weights, _ = ask(run, at)
+        again, _, _ = ask(run, at, worker=Worker())
+        np.testing.assert_array_equal(delta_of(first, len(weights)), delta_of(again, len(weights)))
+        other, _, _ = ask(run, at, weights=weights + 1)
+        assert not np.array_equal(delta_of(first, len(weights)), delta_of(other, len(weights)))
+        assert [row.charges for row in at.ledger.table(1e-4)] == [2]
+
+    def test_other_patients_never_have_the_same_noise(self, config):
+        run, keys = config(FULL), []
+        for rows in (ROWS, ROWS - 1):
+            ask(run, hospital(rows, key=lambda question: keys.append(question.identity) or KEY))
+        assert len(set(keys)) == 2
+
+    def test_a_budget_below_the_run_is_refused_before_anything_is_told(self, config):
+        at = hospital(budget=Budget(0.5, 1e-4))
+        with pytest.raises(
+            PolicyRefused, match=r"spent 0 of epsilon 0\.5 at delta 0\.0001, and with what is asked 1$"[:-1]
+        ):
+            ask(config(FULL), at, kind=STATISTICS)
+        assert at.ledger.table(1e-4) == []
+
+    def test_a_budget_below_one_round_is_refused_before_training(self, config):
+        at = hospital(budget=Budget(0.1, 1e-4))
+        with pytest.raises(PolicyRefused, match="more of the patients' privacy than is left"):
+            ask(config(FULL), at)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("privacy", "settings", "message"),
+        [
+            ({"epsilon": 0}, {}, r"privacy\.epsilon: expected a number above 0 to inf"),
+            ({"epsilon": -1}, {}, r"privacy\.epsilon"),
+            ({"epsilon": 1, "delta": 0}, {}, r"privacy\.delta"),
+            ({"epsilon": 1, "delta": 1}, {}, r"privacy\.delta"),
+            ({**FULL, "noise": "shared"}, {}, r"privacy\.noise: 'shared' noise protects only the sum"),
+            ({**SGD, "noise": "shared"}, {}, r"privacy\.method: 'shared' noise adds up over one sum a round"),
+            ({"epsilon": 1, "method": "full"}, {"training": {"optimizer": "adam"}}, r"training\.optimizer"),
+            ({"epsilon": 1}, {"stopping": {"patience": 2}, "evaluation": {"validation": 0.2}}, r"stopping\.patience"),
+        ],
+    )
+    def test_by_the_settings_alone(self, config, privacy, settings, message):
+        with pytest.raises(ConfigError, match=message):
+            config(privacy, **settings)
+
+    def test_a_delta_that_is_not_below_one_over_the_patients(self, config):
+        with pytest.raises(ConfigError, match=r"0\.05 is not below 1/60 = 0\.0167"):
+            ask(config({"epsilon": 1, "delta": 0.05}), hospital(), kind=STATISTICS)
+
+    def test_patients_that_nobody_can_tell_apart(self, config):
+        with pytest.raises(ConfigError, match=r"privacy\.unit: 'patient' needs to know whose each row is"):
+            ask(config({**FULL, "unit": "patient"}), hospital(), kind=STATISTICS)
+
+    def test_noise_that_would_not_fit_into_memory(self, config, monkeypatch):
+        monkeypatch.setattr(private, "MOST_NUMBERS", 100)
+        with pytest.raises(ConfigError, match="GiB of noise in a round"):
+            ask(config(SGD), hospital())
