@@ -427,7 +427,7 @@ def ledger(args: argparse.Namespace) -> int:
             for row in rows
         ),
     ]
-    _tell(args, facts | {"studies": [asdict(row) for row in rows]}, "\n".join(lines))
+    tell(args, facts | {"studies": [asdict(row) for row in rows]}, "\n".join(lines))
     return 0
 
 

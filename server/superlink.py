@@ -52,7 +52,8 @@ def short_cuts(app: Any) -> None:
     for place, layer in enumerate(app.user_middleware):
         routes = [path for name, path in CONCERNS.items() if layer.cls.__name__.startswith(name)]
         if routes:
-            app.user_middleware[place] = Middleware(Layer, kind=layer.cls, routes=routes[0], **layer.kwargs)
+            kept: Any = Layer
+            app.user_middleware[place] = Middleware(kept, kind=layer.cls, routes=routes[0], **layer.kwargs)
 
 
 class Locked:

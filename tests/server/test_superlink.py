@@ -8,12 +8,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.middleware import Middleware
 
 from common.deployment import TOKEN_HEADER
 from common.errors import FedwardError
 from common.supervise import Supervisor
 from server import coordinator, provision
-from server.superlink import NEWS, PUSHED, Locked
+from server.superlink import NEWS, PUSHED, Locked, short_cuts
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "5a" * 32
@@ -54,6 +55,43 @@ def post(behind, path, headers=(), method="POST", token=TOKEN):
 
 def token(text):
     return [(TOKEN_HEADER.encode(), text.encode())]
+
+
+def test_a_request_passes_the_layers_that_concern_it_and_no_other():
+    """By the names that Flower's own application has for them."""
+    from flwr.superlink import main
+    from starlette.applications import Starlette
+
+    passed = []
+
+    def noted(layer):
+        class Noted:
+            def __init__(self, app, **_):
+                self._app = app
+
+            async def __call__(self, scope, receive, send):
+                passed.append(layer.cls.__name__)
+                await self._app(scope, receive, send)
+
+        Noted.__name__ = layer.cls.__name__
+        return Middleware(Noted)
+
+    app = Starlette(middleware=[noted(layer) for layer in main._get_middleware()])
+    names = [layer.cls.__name__ for layer in app.user_middleware]
+    short_cuts(app)
+
+    def asked(path):
+        passed.clear()
+        post(app, path, token(TOKEN))
+        return list(passed)
+
+    control = {name for name in names if name.startswith("Control")}
+    fleet = {"NodeAuthMiddleware", "FleetEventLogMiddleware"}
+    assert len(control) == 4
+    assert fleet < set(names)
+    assert asked("/v1/control/list-nodes") == [name for name in names if name not in fleet]
+    assert asked("/v1/fleet/pull-messages") == [name for name in names if name not in control]
+    assert asked("/v1/runtime/push-messages") == [name for name in names if name not in control | fleet]
 
 
 def test_who_asks_for_news_waits_until_there_is_a_message_more_than_he_knows_of(behind):
