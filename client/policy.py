@@ -308,10 +308,10 @@ def permits(policy: SitePolicy, asked: Asked) -> None:
 @cache
 def rules() -> tuple[Rule, ...]:
     """Return every rule, in the order in which they are tried."""
-    from common.messages import COMPARE, EVALUATE, STATISTICS, TRAIN
+    from common.messages import COMPARE, EVALUATE, KEYS, SHARES, STATISTICS, TRAIN
 
     fit, models = (STATISTICS, TRAIN), (TRAIN, EVALUATE, COMPARE)
-    kinds = (STATISTICS, *models)
+    kinds = (STATISTICS, *models, KEYS, SHARES)
     # What would be refused in training is refused at the first question too, before anything is told.
     return (
         Rule("coordinator", "allow.coordinators", (), "a coordinator of another authority", _coordinator),

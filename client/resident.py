@@ -18,6 +18,7 @@ from client.audit import LONGEST, AuditLog
 from client.data import vault
 from client.gate import Gate
 from client.policy import read_policy
+from client.secagg import InMemory, Shield
 from client.site import Site, open_site
 from client.worker import Worker
 from common import backend, flower
@@ -55,8 +56,9 @@ def serve(site: Site) -> None:
     _end_above(policy.limits.memory_mb)
     with AuditLog(site.folder / AUDIT, site.audit_key()) as audit:
         audit.append("started", {"version": version("fedward")})
+        shield = Shield(site.identity, InMemory())
         gate = Gate(
-            hospital, Seat(Worker(), hospital), site.folder / POLICY, audit, str(site.federation["fingerprint"])
+            hospital, Seat(Worker(), hospital), site.folder / POLICY, audit, str(site.federation["fingerprint"]), shield
         )
         ready = partial(print, "ready", flush=True)
         service.serve(site.folder / SOCKET, guarded(gate), ready, ANSWER_SECONDS, policy.site.stub_group)

@@ -136,6 +136,33 @@ class StoppingConfig:
 
 
 @dataclass(frozen=True)
+class SecureConfig:
+    """Secure aggregation: the coordinator learns sums over hospitals, and no hospital's update or statistics."""
+
+    aggregation: Annotated[bool, "hospitals mask what they send, so that only their sum can be read"] = False
+    neighbours: Annotated[
+        int, Range(0, 100_000), "with how many others a hospital shares masks; an even number, or 0 for all"
+    ] = 0
+    threshold: Annotated[
+        float,
+        Range(0.5, 1, open_low=True),
+        "share of the hospitals that must stay until the end of a round; with fewer, nobody can unmask anything",
+    ] = 0.66
+    magnitude: Annotated[
+        float, Range(1e-6, 1e6), "largest magnitude of a value of an update, after its weight of at most 1"
+    ] = 16.0
+    examples: Annotated[
+        int, Range(1, 2**31), "count of patients from which on a hospital weighs no more in the mean"
+    ] = 10_000
+
+    def __post_init__(self) -> None:
+        if self.neighbours % 2:
+            raise ConfigError(
+                f"secure.neighbours: expected an even number, half on either side of a ring, got {self.neighbours}"
+            )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The settings of one run."""
 
@@ -149,6 +176,7 @@ class RunConfig:
     update: UpdateConfig = field(default_factory=UpdateConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     stopping: StoppingConfig = field(default_factory=StoppingConfig)
+    secure: SecureConfig = field(default_factory=SecureConfig)
 
     def __post_init__(self) -> None:
         if self.stopping.patience and not self.evaluation.validation:

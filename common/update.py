@@ -11,7 +11,8 @@ class Update:
     """One hospital's answer to a training request, checked and decoded.
 
     ``delta`` is the hospital's model minus the model it was sent, unweighted: float32, shape ``(P,)``. ``control`` is the change of
-    its SCAFFOLD control variate, of the same shape. ``num_examples`` counts the patients trained on.
+    its SCAFFOLD control variate, of the same shape. ``num_examples`` counts the patients trained on. A secure sum is one update of several ``hospitals``: their
+    mean, weighted as the strategy weights them.
     """
 
     hospital: str
@@ -19,3 +20,4 @@ class Update:
     num_examples: int
     control: Vector | None = None
     statistics: Statistics = field(default_factory=dict)
+    hospitals: int = 1

@@ -17,6 +17,7 @@ from common.config import (
     EvaluationConfig,
     LimitsConfig,
     RunConfig,
+    SecureConfig,
     SelectionConfig,
     StoppingConfig,
     UpdateConfig,
@@ -61,6 +62,7 @@ def _alone(population: Population, hospital: Hospital, config: RunConfig, number
         update=UpdateConfig(),
         evaluation=EvaluationConfig(every=0),
         stopping=StoppingConfig(),
+        secure=SecureConfig(),
     )
     return rounds.run(grid_of([Seat(population.worker, hospital)]), Plan(settings, personal=False)).model
 
