@@ -101,18 +101,19 @@ def answer(
     if shield is None:
         raise refused("session", "this hospital has no identity to agree on keys with")
     run = hashlib.sha256(keys.joined(request.run, str(message.metadata.run_id))).digest()
+    held = shield.sessions.load(message, context)
+    session = held if held and held.run == run else None
     if kind == KEYS:
-        session, card = Session.begin(shield.identity(), run)
-        reply = Reply({"card": keys.pack([card])})
-    else:
-        held = shield.sessions.load(message, context)
-        if held is None or held.run != run:
-            raise refused("session", "this hospital holds no keys of this run; they have to be agreed on anew")
-        session = held
+        begun, card = Session.begin(shield.identity(), run, session)
+        shield.sessions.keep(message, context, begun)
+        return Reply({"card": keys.pack([card])})
+    if session is None:
+        raise refused("session", "this hospital holds no keys of this run; they have to be agreed on anew")
+    try:
         step = _covered if kind in (TRAIN, EVALUATE) else _revealed
-        reply = step(shield, session, kind, request, clear, terms)
-    shield.sessions.keep(message, context, session)
-    return reply
+        return step(shield, session, kind, request, clear, terms)
+    finally:
+        shield.sessions.keep(message, context, session)  # also what a refusal has ended
 
 
 def _revealed(

@@ -133,11 +133,14 @@ class Session:
     signers: dict[str, bytes] = field(default_factory=dict)
     echo: bytes = bytes(ECHO)
     dealt: Dealt | None = None
+    ended: bool = False
 
     @classmethod
-    def begin(cls, identity: Identity, run: bytes, draw: Draw = os.urandom) -> tuple[Self, Card]:
-        """Make a run's keys; return them and the card to be shown."""
-        session = cls(identity.name, run, draw(32), draw(32))
+    def begin(cls, identity: Identity, run: bytes, before: Self | None = None) -> tuple[Self, Card]:
+        """Make a run's keys; return them and the card to be shown. Of what was ``before`` in the same run, the echo of the last list stays."""
+        if before and before.ended:
+            raise refused("survivors", "the coordinator showed different lists of survivors in this run")
+        session = cls(identity.name, run, os.urandom(32), os.urandom(32), echo=before.echo if before else bytes(ECHO))
         return session, keys.show(identity, run, keys.public_of(session.agreement), keys.signer_of(session.signing))
 
     def join(self, cards: Sequence[Card], authority: bytes, least: int = 0, known: Sequence[str] = ()) -> None:
@@ -154,7 +157,7 @@ class Session:
         roster = digest_of(cards, self.run)
         self.secrets = {card.name: self._agreed(card, roster) for card in cards if card.name != self.name}
         self.roster, self.signers = roster, {card.name: card.signing for card in cards}
-        self.dealt, self.echo = None, bytes(ECHO)
+        self.dealt = None
 
     def deal(
         self, label: str, cohort: Sequence[str], settings: SecureConfig, least: int = 0, draw: Draw = os.urandom
@@ -235,7 +238,7 @@ class Session:
             raise refused("identity", "a package is not signed for this sum by the hospital that it is said to be of")
         echo = package[keys.PUBLIC + 32 :][:ECHO]
         if echo[: ECHO // 2] == self.echo[: ECHO // 2] and echo != self.echo:
-            self.secrets, self.signers, self.roster, self.dealt = {}, {}, b"", None
+            self.secrets, self.signers, self.roster, self.dealt, self.ended = {}, {}, b"", None, True
             raise refused(
                 "survivors", "the coordinator showed different lists of survivors; this hospital ends the run"
             )

@@ -43,7 +43,9 @@ def test_fractions_add_to_a_millionth(fractions):
 def test_a_value_beyond_the_range_is_refused_with_the_arithmetic(value):
     update = np.zeros(50, np.float32)
     update[7] = value
-    with pytest.raises(UpdateRejected, match=r"beyond 4 \(secure.magnitude\) after its weight of 1: .* among 3 hospitals") as raised:
+    with pytest.raises(
+        UpdateRejected, match=r"beyond 4 \(secure.magnitude\) after its weight of 1: .* among 3 hospitals"
+    ) as raised:
         frame().write({}, [update], 1.0)
     assert raised.value.code == "fixed_point"
 

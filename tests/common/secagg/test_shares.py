@@ -30,9 +30,9 @@ def test_fewer_fit_every_other_secret_just_as_well(secret, other):
     """For two shares of three needed, there is a polynomial with any secret whatever: all are equally likely."""
     first, second, _ = split(secret, 3, 3)
     points = {0: int.from_bytes(other), 1: int.from_bytes(first), 2: int.from_bytes(second)}
-    third = sum(
-        value * weight for value, weight in zip(points.values(), shares_at(3, tuple(points)), strict=True)
-    ) % PRIME
+    third = (
+        sum(value * weight for value, weight in zip(points.values(), shares_at(3, tuple(points)), strict=True)) % PRIME
+    )
     assert combine({1: first, 2: second, 3: third.to_bytes(SHARE)}) == other
 
 
