@@ -109,6 +109,17 @@ def gaps(record: Record, metric: str, names: Sequence[str | None]) -> bool:
     return any(not defined(estimate(record, kind, metric, name)) for kind in approaches(record) for name in names)
 
 
+def is_secure(record: Record) -> bool:
+    """Whether the coordinator learnt sums alone."""
+    return bool(flatten(record["config"]).get("secure.aggregation"))
+
+
+def undefined(record: Record, metric: str) -> str:
+    """Say where a metric has no value in the record's tables and drawings."""
+    alone = f"; and of the federated model only the hospitals' sum is known, no single hospital's {words.metric_name(metric)}"
+    return words.undefined(metric) + (alone if is_secure(record) else "")
+
+
 def hidden(record: Record, count: float) -> bool:
     """Whether a count of patients is too small to be shown."""
     return not record["data"]["public"] and count < SMALL
@@ -261,7 +272,7 @@ def _card_table(record: Record, corner: str, asked: Sequence[tuple[str, str, str
         for label, metric, name in asked
     ]
     unknown = dict.fromkeys(metric for _, metric, name in asked if gaps(record, metric, [name]))
-    notes = [f"{words.DASH}: {words.undefined(metric)}." for metric in unknown]
+    notes = [f"{words.DASH}: {undefined(record, metric)}." for metric in unknown]
     return "\n\n".join([_table([corner, *(APPROACHES[kind] for kind in present)], body), *notes])
 
 
@@ -302,10 +313,15 @@ def _card_details(record: Record) -> str:
 
 
 def _privacy_head(record: Record) -> str:
-    return (
-        f"# Privacy statement of run {markdown(record['name'])}{_banner(record)}\n\n"
-        "**In this run no differential privacy and no secure aggregation was used.** Patient rows stayed at the hospitals, and that is the only protection: "
+    told = (
+        "**In this run secure aggregation was used, and no differential privacy.** Patient rows stayed at the hospitals, and the coordinator learnt sums over the hospitals of a round, "
+        "no single hospital's update, training loss or test figures. Nothing bounds what the sums or the model tell about one patient.\n\n"
+        if is_secure(record)
+        else "**In this run no differential privacy and no secure aggregation was used.** Patient rows stayed at the hospitals, and that is the only protection: "
         "the coordinator saw the update of every single hospital, and nothing bounds what the updates or the model tell about one patient.\n\n"
+    )
+    return (
+        f"# Privacy statement of run {markdown(record['name'])}{_banner(record)}\n\n{told}"
         "The run was a simulation: the hospitals were virtual and ran on the researcher's own computers. This page says what would have crossed a hospital's "
         "border in a real federation with the same settings."
     )
@@ -318,8 +334,13 @@ def _privacy_left(record: Record) -> str:
         if record["control_variates"]
         else ""
     )
+    masked = (
+        "Updates, training loss and histograms left under masks, with the count of patients trained on, and only their sum over the round's hospitals could be read.\n\n"
+        if is_secure(record)
+        else ""
+    )
     return (
-        "## What left each hospital\n\n"
+        f"## What left each hospital\n\n{masked}"
         f"- **Update vectors**: in every round it took part in, how its training changed the shared model: up to {record['parameters']:,} numbers, "
         f"written as {settings.get('update.codec', 'float32')}. {answers:,} answers in {len(record['rounds']):,} rounds.\n"
         f"{controls}"
@@ -333,9 +354,15 @@ def _privacy_left(record: Record) -> str:
 
 
 def _privacy_trust(record: Record) -> str:
+    coordinator = (
+        "with the sums of each round, and with each hospital's name, counts by class and sums for preparing the data, which it sees as they are. Together with other hospitals "
+        "it could take their parts out of a sum.\n"
+        if is_secure(record)
+        else "fully: it sees every hospital's update and statistics as they are, and could try to rebuild patients from them.\n"
+    )
     return (
         "## Who is trusted\n\n"
-        "- **The coordinator**, fully: it sees every hospital's update and statistics as they are, and could try to rebuild patients from them.\n"
+        f"- **The coordinator**, {coordinator}"
         f"- **The other hospitals** ({len(record['hospitals']):,} in all): each receives the shared model every round, and could compare two rounds.\n"
         "- **Whoever gets the final model**: it may hold traces of single patients.\n"
         "- **The network**, not at all, in a deployment with mutual TLS. This simulation had no network between hospitals."

@@ -26,6 +26,7 @@ def patterns(names, most):
 
 
 class TestSum:
+    @pytest.mark.fault(17, passes_when="3 to 5 hospitals, each pattern of 0 to t gone at each stage: the exact sum")
     @pytest.mark.parametrize("count", [3, 4, 5])
     def test_it_is_exact_for_every_pattern_of_drop_outs_up_to_what_is_tolerated(self, play, count):
         """Also over many sums of one run, in which hospitals come back."""
@@ -36,6 +37,7 @@ class TestSum:
             total, ought = game.add_up(f"{number}.0", **gone)
             np.testing.assert_array_equal(total, ought, err_msg=str(gone))
 
+    @pytest.mark.fault(17, passes_when="t + 1 gone, at any stages: nothing is unmasked")
     @pytest.mark.parametrize("count", [3, 4, 5])
     def test_with_one_more_gone_at_any_stage_nothing_is_unmasked(self, play, count):
         game = play(count)
@@ -141,6 +143,7 @@ class TestLeakage:
         assert (first == second).mean() < 1e-4
         assert len(np.unique(first - second)) > 0.99 * self.WORDS
 
+    @pytest.mark.fault(17, passes_when="no key and no seed of 20 sums comes twice")
     def test_no_secret_comes_twice_in_a_run(self, play):
         game, seen = play(5), []
         for number in range(20):
