@@ -448,6 +448,8 @@ class Channel:
         self, contents: Mapping[str, RecordDict], kind: str, label: str, seconds: float
     ) -> Iterator[tuple[str, Reply | UpdateRejected]]:
         """Send each hospital its content; yield every answer, or why there is none."""
+        if not contents:
+            return
         for name, message in self.coordinator.exchange(contents, kind, label, seconds):
             self.tally.bytes_down += messages.bytes_of(contents[name])
             self.tally.bytes_up += messages.bytes_of(message.content) if message and message.has_content() else 0

@@ -32,9 +32,7 @@ TABLES = {
 def play(folder, engine="local", **over):
     scenario = read(TABLES, over)
     outcomes = []
-    ENGINES[engine](
-        scenario, populate(scenario), Plan(scenario.run), folder, lambda _record: None, outcomes.append
-    )
+    ENGINES[engine](scenario, populate(scenario), Plan(scenario.run), folder, lambda _record: None, outcomes.append)
     return outcomes[0]
 
 
