@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint32]
 SEED = 32
 """Bytes of a seed."""
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 """Bytes of keystream that are made at a time: they and the words they are added to stay in the processor's cache."""
 
 _ZEROS = bytes(BLOCK)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, Self
 
@@ -210,7 +210,7 @@ class Session:
 
     def dump(self) -> bytes:
         """Write all secrets as text, for those who keep it sealed."""
-        return json.dumps(asdict(self), default=bytes.hex).encode()
+        return json.dumps(self, default=lambda item: item.hex() if isinstance(item, bytes) else vars(item)).encode()
 
     @classmethod
     def load(cls, data: bytes) -> Self:
