@@ -61,8 +61,8 @@ def show(identity: Identity, run: bytes, agreement: bytes, signing: bytes) -> Ca
 
 
 @lru_cache(maxsize=4096)
-def check(card: Card, run: bytes, authority: bytes) -> None:
-    """Check that a card was signed for this run by a hospital that the authority (PEM) admitted under this name.
+def check(card: Card, run: bytes, authority: bytes) -> x509.Certificate:
+    """Check that a card was signed for this run by a hospital that the authority (PEM) admitted under this name; return its certificate.
 
     Raises
     ------
@@ -78,6 +78,7 @@ def check(card: Card, run: bytes, authority: bytes) -> None:
     )
     if not good:
         raise UpdateRejected("identity", "a hospital's card holds no valid certificate of this federation for its name")
+    return certificate
 
 
 def check_signature(card: Card, run: bytes) -> x509.Certificate:

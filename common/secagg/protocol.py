@@ -21,6 +21,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from common import certificates
 from common.config import SecureConfig
 from common.errors import PolicyRefused, QuorumError, UpdateRejected
 from common.secagg import graph, keys, masks, shares
@@ -144,16 +145,22 @@ class Session:
         return session, keys.show(identity, run, keys.public_of(session.agreement), keys.signer_of(session.signing))
 
     def join(self, cards: Sequence[Card], authority: bytes, least: int = 0, known: Sequence[str] = ()) -> None:
-        """Check everybody's card, and agree with each on a secret. ``known`` are the names that may be among them, where it is not for the authority alone to say."""
+        """Check everybody's card, and agree with each on a secret.
+
+        ``known`` are those who may be among them, as names or ``NAME@KEY`` with the fingerprint of a key, where it is not for the authority alone to say.
+        """
         names = [card.name for card in cards]
         own = (self.name, keys.public_of(self.agreement), keys.signer_of(self.signing))
         if len(set(names)) < len(names) or own not in [(card.name, card.agreement, card.signing) for card in cards]:
             raise refused("identity", "the cards are not one of each hospital, this one's own among them")
         _at_least(len(cards), max(FEWEST, least), "hospitals")
         for card in cards:
-            if known and card.name not in (*known, self.name):
-                raise refused("cohort", "there is a card of a hospital that is not named in allow.cohort")
-            keys.check(card, self.run, authority)
+            certificate = keys.check(card, self.run, authority)
+            entry = f"{card.name}@{certificates.key_fingerprint(certificate)}"
+            if known and card.name != self.name and not {card.name, entry} & set(known):
+                raise refused(
+                    "cohort", "there is a card of a hospital that is not named in allow.cohort, or has another key"
+                )
         roster = digest_of(cards, self.run)
         self.secrets = {card.name: self._agreed(card, roster) for card in cards if card.name != self.name}
         self.roster, self.signers = roster, {card.name: card.signing for card in cards}

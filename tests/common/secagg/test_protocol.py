@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common import certificates
 from common.config import SecureConfig
 from common.errors import PolicyRefused, QuorumError, UpdateRejected
 from common.secagg import keys, protocol, shares
@@ -232,6 +233,17 @@ class TestManInTheMiddle:
     def test_one_that_is_not_in_the_policy_is_refused(self, admitted):
         with pytest.raises(PolicyRefused, match="not named in allow.cohort"):
             self.joined(admitted, self.cards(admitted[1:4]), known=("h01", "h02"))
+
+    def test_an_authority_that_turns_on_its_hospitals_meets_the_keys_that_they_told_each_other(self):
+        """Whoever holds the authority's key can certify a key of its own under a hospital's name; a fingerprint in the policy stops that."""
+        issuer, pem = authority()
+        mine, other, third, twin = (identity(name, issuer, pem) for name in ("h00", "h01", "h02", "h01"))
+        real = certificates.key_fingerprint(certificates.load(other.certificate, "certificate"))
+        known = (f"h01@{real}", "h02")
+        self.joined([mine], self.cards([other, third]), known=known)
+        self.joined([mine], self.cards([twin, third]), known=("h01", "h02"))
+        with pytest.raises(PolicyRefused, match="not named in allow.cohort, or has another key"):
+            self.joined([mine], self.cards([twin, third]), known=known)
 
     @pytest.mark.parametrize(("count", "least"), [(1, 0), (3, 5)])
     def test_too_small_a_company_is_refused(self, admitted, count, least):
