@@ -135,6 +135,10 @@ class StoppingConfig:
     min_delta: Annotated[float, Range(0, 1e6), "smallest fall of the loss that counts as improvement"] = 0.0
 
 
+SPARSE = 0.75
+"""Smallest ``secure.threshold`` where hospitals share masks with some others only."""
+
+
 @dataclass(frozen=True)
 class SecureConfig:
     """Secure aggregation: the coordinator learns sums over hospitals, and no hospital's update or statistics."""
@@ -159,6 +163,11 @@ class SecureConfig:
         if self.neighbours % 2:
             raise ConfigError(
                 f"secure.neighbours: expected an even number, half on either side of a ring, got {self.neighbours}"
+            )
+        if self.neighbours and self.threshold < SPARSE:
+            # A coordinator that shows different lists of survivors could otherwise part one hospital from all its neighbours.
+            raise ConfigError(
+                f"secure.threshold: with few neighbours expected {SPARSE:g} or more, got {self.threshold:g}; or set secure.neighbours to 0, for all"
             )
 
 

@@ -118,8 +118,10 @@ class Session:
     """A hospital's side of a run. Everything in it but ``name`` and ``run`` is the hospital's secret or was checked by it.
 
     *Guarantee*: a vector that leaves is covered by a seed of its own and by a mask with each neighbour, both made for this one vector. Of a neighbour's two
-    secrets it reveals a share of one, once. So the coordinator, together with ``c`` hospitals of ``n`` in a complete graph, learns the sum over at least
-    `needed_of` hospitals and nothing else while ``2 needed_of(n) > n + c``, whatever it sends (Bonawitz et al. 2017, theorem 6.5).
+    secrets it reveals a share of one, once, and of at most ``n - t`` the key, with ``t = needed_of(n)``. So in a complete graph of which ``c`` hospitals work with the coordinator,
+    where ``2 t > n + c``, it never has both secrets of a hospital; telling all the same it learns the sum over ``t`` or more and nothing else; and telling them different things, a sum without
+    at most ``(n - c) (n - t) / (t - c)`` of the others, since each key that it opens takes ``t - c`` of their shares. There is no round in which hospitals compare lists beforehand (Bonawitz et al. 2017,
+    figure 4, has one).
 
     *Edge cases*: what is asked out of turn, twice, with unknown names or too few survivors is a `PolicyRefused` and changes nothing. Hospitals that were
     shown different lists find out in the next sum, by the echoes in the packages, and refuse everything from then on.
@@ -208,10 +210,12 @@ class Session:
                 "survivors", "the list of survivors leaves this hospital out, or names one that was not there"
             )
         _at_least(len(chosen), max(this.fewest, least), "survivors")
+        holders = this.holders(self.name)
+        _at_least(len(chosen.intersection(holders)), needed_of(len(holders), this.settings), "survivors around it")
         self.dealt, self.echo = None, this.echo(dealt.present, survivors)
         return [
             _one_of(dealt.own if name == self.name else self._read(this, name, letters), survived=name in chosen)
-            for name in this.holders(self.name)
+            for name in holders
             if name in dealt.present
         ]
 

@@ -66,7 +66,7 @@ class TestSameModel:
         assert close(federation.run(SECURE | settings), federation.run(settings))
 
     def test_so_it_does_on_a_sparse_graph(self, federation, plain):
-        settings = {"secure": {"aggregation": True, "neighbours": 2, "threshold": 0.6}}
+        settings = {"secure": {"aggregation": True, "neighbours": 2, "threshold": 0.75}}
         assert close(federation.run(settings), plain)
 
     def test_what_is_known_of_a_round_is_the_same_but_for_single_hospitals(self, secure, plain):
@@ -242,6 +242,10 @@ class TestRefused:
     def test_an_odd_count_of_neighbours_is_refused(self):
         with pytest.raises(ConfigError, match=r"secure.neighbours: expected an even number"):
             SecureConfig(neighbours=3)
+
+    def test_few_neighbours_ask_for_a_high_threshold(self):
+        with pytest.raises(ConfigError, match=r"secure.threshold: with few neighbours expected 0.75 or more, got 0.66"):
+            SecureConfig(neighbours=4)
 
     def test_without_the_setting_no_step_of_the_protocol_is_answered(self, federation):
         from common import flower
