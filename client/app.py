@@ -13,11 +13,13 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client import service
+from client import secagg, service
 from client.hospital import Hospital
+from client.secagg import Shield
 from client.worker import State, Worker
 from common import messages, wire
 from common.errors import FedwardError, PolicyRefused, UpdateRejected
+from common.messages import Reply
 
 REFUSED, FAILED = 1, 2
 """Codes of errors that cross the border; the text is a code too, and details stay in the hospital's own log."""
@@ -37,11 +39,12 @@ def plainly(_message: Message, answer: Answer) -> Message:
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a node's messages are answered: the worker, the hospital that the node stands for, and what stands between message and answer."""
+    """Where a node's messages are answered: the worker, the hospital that the node stands for, what stands between message and answer, and what masks it there."""
 
     worker: Worker
     hospital: Hospital
     around: Callable[[Message, Answer], Message] = plainly
+    shield: Shield | None = None
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message; what the hospital keeps between rounds is in the context's state."""
@@ -70,16 +73,21 @@ def make_app(find: Callable[[Context], Node]) -> ClientApp:
     app, handle = ClientApp(), guarded(lambda message, context: find(context)(message, context))
     app.train()(handle)
     app.evaluate()(handle)
-    for kind in (messages.STATISTICS, messages.COMPARE):
+    for kind in (messages.STATISTICS, messages.COMPARE, messages.KEYS, messages.SHARES):
         app.query(kind.partition(".")[2])(handle)
     return app
 
 
 def _answer(seat: Seat, message: Message, context: Context) -> Message:
     request = messages.unpack_request(message.content)
-    state = _load(context)
-    reply = seat.worker.answer(message.metadata.message_type, seat.hospital, request, state)
-    _store(context, state)
+
+    def clear() -> Reply:
+        state = _load(context)
+        reply = seat.worker.answer(message.metadata.message_type, seat.hospital, request, state)
+        _store(context, state)
+        return reply
+
+    reply = secagg.answer(seat.shield, message, context, request, clear) if seat.shield else clear()
     return Message(messages.pack_reply(reply), reply_to=message)
 
 

@@ -41,7 +41,7 @@ MOST_MESSAGES, MOST_RUNS = 100_000, 10_000
 Value = str | int | float
 _HEX = re.compile(r"[0-9a-f]{64}")
 FIELDS: Mapping[str, re.Pattern[str] | type] = {
-    "kind": re.compile(r"(query\.)?(statistics|train|evaluate|compare)"),
+    "kind": re.compile(r"(query\.)?(statistics|train|evaluate|compare|keys|shares)"),
     "run": re.compile(r"[0-9a-f-]{1,36}"),
     "message": re.compile(r"[0-9a-f-]{1,64}"),
     "task": re.compile(r"[a-z][a-z0-9_-]{0,23}"),

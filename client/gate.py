@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Context, Message
 
-from client import policy
+from client import policy, secagg
 from client.app import Node
 from client.audit import AuditLog
 from client.hospital import Hospital
 from client.policy import Asked, SitePolicy
+from client.secagg import Shield, Terms
 from client.stub import BUNDLE
 from client.suppression import suppress
 from common import chain, flower, messages
@@ -35,6 +36,7 @@ class Gate:
     policy: Path
     audit: AuditLog
     coordinator: str
+    shield: Shield | None = None
     _read: tuple[int, SitePolicy] | None = None
 
     def __call__(self, message: Message, context: Context) -> Message:
@@ -49,7 +51,7 @@ class Gate:
             self._check_fresh(message, request, again)
             policy.permits(self._policy(), asked)
             self.audit.append("allowed", who)
-            return self._answer(message, context, who)
+            return self._answer(message, context, request, who)
         except FedwardError as error:
             self.audit.append(*_unanswered(error, who))
             raise
@@ -57,20 +59,13 @@ class Gate:
             self.audit.append("failed", who | {"code": "failed"})
             raise
 
-    def _answer(self, message: Message, context: Context, who: Mapping[str, str | int]) -> Message:
-        begun = time.monotonic()
-        reply = self.worker(message, context)
-        if message.metadata.message_type == TRAIN:
-            self.audit.append("trained", {**who, "rounds": 1, "seconds": round(time.monotonic() - begun, 3)})
-        answer = messages.unpack_reply(reply.content)
-        if "event" in answer.texts:
-            delta = self._policy().privacy.delta
-            self.audit.append("spent", {**who, "epsilon": self.hospital.ledger.spent(delta), "delta": delta})
-        kept = suppress(answer.statistics, self._policy())
-        # How many test patients there are is told with their figures or not at all.
-        withheld = message.metadata.message_type == EVALUATE and not messages.group("test", kept)
-        examples = 0 if withheld else answer.num_examples
-        reply.content = messages.pack_reply(Reply(answer.arrays, kept, examples, answer.texts))
+    def _answer(self, message: Message, context: Context, request: Request, who: Mapping[str, str | int]) -> Message:
+        rules = self._policy()
+        terms = Terms(rules.limits.min_cohort, rules.allow.cohort)
+        answer = secagg.answer(
+            self.shield, message, context, request, lambda: self._screened(message, context, who), terms
+        )
+        reply = Message(messages.pack_reply(answer), reply_to=message)
         content = flower.content_bytes(reply.content)
         sent: dict[str, str | int | float] = {
             "sha256": hashlib.sha256(content).hexdigest(),
@@ -81,6 +76,20 @@ class Gate:
         # After the line on this very answer, so that the log promises it too; the digest in that line is of the answer without this.
         reply.content.config_records["config"][chain.CHECKPOINT] = chain.checkpoint_text(self.audit.checkpoint())
         return reply
+
+    def _screened(self, message: Message, context: Context, who: Mapping[str, str | int]) -> Reply:
+        """Have the worker answer, and leave out what the policy keeps here."""
+        begun, kind = time.monotonic(), message.metadata.message_type
+        answer = messages.unpack_reply(self.worker(message, context).content)
+        if kind == TRAIN:
+            self.audit.append("trained", {**who, "rounds": 1, "seconds": round(time.monotonic() - begun, 3)})
+        if "event" in answer.texts:
+            delta = self._policy().privacy.delta
+            self.audit.append("spent", {**who, "epsilon": self.hospital.ledger.spent(delta), "delta": delta})
+        kept = suppress(answer.statistics, self._policy())
+        # How many test patients there are is told with their figures or not at all.
+        withheld = kind == EVALUATE and not messages.group("test", kept)
+        return Reply(answer.arrays, kept, 0 if withheld else answer.num_examples, answer.texts)
 
     def _check_fresh(self, message: Message, request: Request, again: bool) -> None:
         """Refuse what was answered before, and a round before the last one that the run was allowed; a run that was resumed is another run to Flower."""

@@ -137,6 +137,20 @@ class Ledger:
             )  # fmt: skip
             return key
 
+    def key(self, identity: str) -> bytes:
+        """Return the key of the noise of a charge, by the `Question.identity` it was made for.
+
+        Raises
+        ------
+        DataError
+            When there is none, or it was erased.
+        """
+        with self._changing():
+            known = self._rows("SELECT key FROM charges WHERE identity = ? AND key IS NOT NULL", identity)
+        if not known:
+            raise DataError(f"{self._path}: the privacy ledger has no key for this charge")
+        return bytes(known[0][0])
+
     def commit(self, question: Question) -> None:
         """Mark a charge as used."""
         with self._changing():

@@ -83,9 +83,11 @@ class Allow:
     coordinators: Annotated[
         Names, "fingerprints of the authorities whose coordinator may ask; 'fedward hospital join' adds one"
     ] = NOBODY
-    cohort: Annotated[Names, "hospitals that may be in the federation; empty for whomever the coordinator admits"] = (
-        NOBODY
-    )
+    cohort: Annotated[
+        Names,
+        "hospitals that may be in the federation, each a name, or NAME@KEY with the fingerprint of its key ('fedward hospital status' shows it there), which then counts in secure sums too; "
+        "empty for whomever the coordinator admits",
+    ] = NOBODY
     statistics: Annotated[
         Names, "statistics that may leave: " + ", ".join(f"{name} ({what})" for name, what in STATISTICS_PARTS.items())
     ] = NOBODY
@@ -104,6 +106,11 @@ class Allow:
             for value in getattr(self, key):
                 if not _SHA256.fullmatch(_bare(value)):
                     raise ConfigError(f"allow.{key}: expected SHA-256 as 64 hexadecimal digits, got {shown(value)}")
+        for entry in self.cohort:
+            if "@" in entry and not _SHA256.fullmatch(entry.rpartition("@")[2]):
+                raise ConfigError(
+                    f"allow.cohort: expected NAME, or NAME@ and 64 hexadecimal digits, got {shown(entry)}"
+                )
         for word in self.settings:
             _check_setting(word)
         for name in self.statistics:
@@ -318,10 +325,10 @@ def permits(policy: SitePolicy, asked: Asked) -> None:
 @cache
 def rules() -> tuple[Rule, ...]:
     """Return every rule, in the order in which they are tried."""
-    from common.messages import COMPARE, EVALUATE, STATISTICS, TRAIN
+    from common.messages import COMPARE, EVALUATE, KEYS, SHARES, STATISTICS, TRAIN
 
     fit, models = (STATISTICS, TRAIN), (TRAIN, EVALUATE, COMPARE)
-    kinds = (STATISTICS, *models)
+    kinds = (STATISTICS, *models, KEYS, SHARES)
     # What would be refused in training is refused at the first question too, before anything is told.
     return (
         Rule("coordinator", "allow.coordinators", (), "a coordinator of another authority", _coordinator),
@@ -475,7 +482,7 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def _cohort(policy: SitePolicy, asked: Asked) -> str:
-    allowed = policy.allow.cohort
+    allowed = Names(entry.partition("@")[0] for entry in policy.allow.cohort)
     if not allowed:
         return ""
     if len(set(asked.cohort)) < max(asked.hospitals, 1):

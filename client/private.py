@@ -15,22 +15,29 @@ from numpy.typing import NDArray
 
 from client import training
 from client.hospital import Hospital
-from client.training import Epochs, Method
+from client.training import Epochs, Method, learning_rate
 from common import backend
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.layout import Vector
+from common.messages import Reply, Request
 from common.network import Network
 from common.privacy.calibrate import Terms, statistics_event, terms_of
 from common.privacy.clip import Clipped
 from common.privacy.events import Event
 from common.privacy.noise import Noise, Source
+from common.secagg import fixed
 from common.statistics import Statistics
+from common.tasks import task_of
 from common.tasks.task import Array, Task, rows_of, take
 
 NOBODY = np.zeros(0, np.int64)
 WIDEST = 64
 """Rows of one batch where all rows make one step."""
+CHARGE = "charge"
+"""The text by which an answer says, to the gate and not beyond it, which charge its noise belongs to."""
+LEAST_LEVELS = 32
+"""Least deviation of the noise that a hospital adds in whole levels; the delta of a discrete Gaussian is above the continuous one's by 0.2 % at most from there on."""
 MOST_NUMBERS = 2**28
 """Numbers of noise that a round may need; they are drawn before it begins."""
 
@@ -81,10 +88,49 @@ def terms(hospital: Hospital, config: RunConfig, task: Task) -> Terms:
     return terms_of(config.privacy, config.training, config.rounds, len(units), (first,) if first else ())
 
 
-def sharers(config: RunConfig, hospitals: int) -> int:
-    """Return the fewest of so many hospitals whose sum secure aggregation opens; 1 where each hospital's noise has to be enough by itself."""
-    threshold = getattr(getattr(config, "secure", None), "threshold", 0.0)
-    return max(1, math.ceil(threshold * hospitals - 1e-9)) if config.privacy.noise == "shared" else 1
+def shared_noise(hospital: Hospital, request: Request, reply: Reply, fewest: int) -> fixed.Noise | None:
+    """Return this hospital's part of a sum's noise, which is added to its update in whole levels before it is masked; None where the run shares none.
+
+    Guarantee
+    ---------
+    Each part is a discrete Gaussian with one ``fewest``-th of the variance, and no sum of fewer hospitals is ever opened. So the sum's noise is at least the noise multiplier times the
+    sensitivity, which rounding the update to levels raises by the root of its length. A sum of discrete Gaussians is one, up to ``exp(-pi**2 sigma**2)`` (Kairouz et al. 2021, theorem 1).
+
+    Edge cases
+    ----------
+    - Hospitals that work with the coordinator take their parts off: of ``f`` parts, ``c`` leave ``f - c``.
+    - Epsilon is reckoned as that of the continuous Gaussian. Below `LEAST_LEVELS` the two differ, and the update is refused.
+
+    Raises
+    ------
+    ConfigError
+        For what would make parts unequal, and for noise of too few levels.
+    """
+    config = request.config
+    if not config.privacy.shared or request.options.get("server-round") is None:
+        return None
+    if "control" in request.arrays or request.options["local-parts"]:
+        raise ConfigError(
+            "privacy.noise: 'shared' covers one vector that is summed, and control variates or local parts are more than that"
+        )
+    if reply.num_examples > config.secure.examples:
+        raise ConfigError(
+            f"secure.examples: {reply.num_examples} patients weigh as {config.secure.examples}, and noise that is shared takes equal weights for all; raise it above the largest hospital"
+        )
+    agreed = terms(hospital, config, task_of(config.task))
+    source = Source(hospital.ledger.key(reply.texts[CHARGE]))
+    length = math.sqrt(len(request.arrays["weights"]))
+    moved = learning_rate(config, int(request.options["server-round"])) * agreed.clip_norm / config.secure.examples
+
+    def levels(count: int, scale: float) -> NDArray[np.int64]:
+        sigma = agreed.event.noise_multiplier * (moved * scale + length) / math.sqrt(fewest)
+        if sigma < LEAST_LEVELS:
+            raise ConfigError(
+                f"secure.magnitude: the noise has a deviation of {sigma:.3g} levels, below {LEAST_LEVELS}; take a smaller secure.magnitude or secure.examples"
+            )
+        return source.discrete_gaussian(count, sigma)
+
+    return levels
 
 
 def whole_run(hospital: Hospital, config: RunConfig, task: Task) -> list[Event]:

@@ -20,6 +20,8 @@ from client.data import vault
 from client.gate import Gate
 from client.ledger import Budget, Ledger
 from client.policy import read_policy
+from client.private import shared_noise
+from client.secagg import InMemory, Shield
 from client.site import Site, open_site
 from client.worker import Worker
 from common import backend, flower
@@ -68,8 +70,9 @@ def serve(site: Site) -> None:
     _end_above(policy.limits.memory_mb)
     with AuditLog(site.folder / AUDIT, site.audit_key()) as audit:
         audit.append("started", {"version": version("fedward")})
+        shield = Shield(site.identity, InMemory(), partial(shared_noise, hospital))
         gate = Gate(
-            hospital, Seat(Worker(), hospital), site.folder / POLICY, audit, str(site.federation["fingerprint"])
+            hospital, Seat(Worker(), hospital), site.folder / POLICY, audit, str(site.federation["fingerprint"]), shield
         )
         ready = partial(print, "ready", flush=True)
         service.serve(site.folder / SOCKET, guarded(gate), ready, ANSWER_SECONDS, policy.site.stub_group)

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from client import ledger
 from common import archive, certificates, joining, keys
 from common.errors import DataError, FedwardError, UsageError
+from common.secagg.keys import Identity
 
 REQUEST, FEDERATION = "request.json", "federation.json"
 CERTIFICATE, AUTHORITY = "certificate.pem", "authority.pem"
@@ -71,6 +72,16 @@ class Site:
         if len(secret) != VAULT_BYTES:
             raise DataError(f"{path}: expected {VAULT_BYTES} bytes; restore it from a backup")
         return secret
+
+    def identity(self) -> Identity:
+        """Return who the hospital is among the others of its federation.
+
+        Raises
+        ------
+        FedwardError
+            When the hospital has not joined, or a file is damaged.
+        """
+        return Identity(self.name, self.tls_key(), self._read(self.certificate), self._read(self.authority))
 
     def csr(self) -> bytes:
         """Return a signing request (PEM) over the hospital's key, to renew its certificate with."""

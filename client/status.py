@@ -32,6 +32,7 @@ def facts(site: Site) -> dict[str, Any]:
         "address": joined.get("address"),
         "connected": supervise.running(run) is not None and _since(run / tunnel.REACHED) < FRESH,
         "certificate_days": _days(site.certificate),
+        "key": _key(site.certificate),
         "last": last_request(site.folder / resident.AUDIT),
     }
 
@@ -46,6 +47,8 @@ def text(facts: dict[str, Any]) -> str:
         lines.append("  joined    no federation")
     if facts["certificate_days"] is not None:
         lines.append(f"  valid     the certificate, for {facts['certificate_days']} days")
+    if facts["key"]:
+        lines.append(f"  key       {facts['key']}")
     lines += [f"  program   {name:12} process {number}" for name, number in facts["programs"].items()]
     last = facts["last"]
     if last:
@@ -88,6 +91,14 @@ def _since(path: Path) -> float:
         return max(0.0, time.time() - path.stat().st_mtime)
     except OSError:
         return float("inf")
+
+
+def _key(certificate: Path) -> str | None:
+    """Return the fingerprint of the hospital's key, which others may name beside it in their policy."""
+    try:
+        return certificates.key_fingerprint(certificates.load(certificate.read_bytes(), str(certificate)))
+    except OSError:
+        return None
 
 
 def _days(certificate: Path) -> int | None:

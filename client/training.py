@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import backend
-from common.config import TrainingConfig
+from common.config import RunConfig, TrainingConfig
 from common.layout import Layout, Vector
 from common.network import Network
 from common.tasks.task import Task
@@ -42,6 +42,11 @@ class Trained:
     local: Vector
     loss: float
     steps: int
+
+
+def learning_rate(config: RunConfig, number: int) -> float:
+    """Return the step size of a round."""
+    return config.training.learning_rate * config.training.learning_rate_decay ** (number - 1)
 
 
 def method_of(task: Task, training: TrainingConfig, *, proximal: bool, controls: bool) -> Method:

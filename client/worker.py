@@ -7,7 +7,7 @@ every compiled function.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -24,7 +24,7 @@ from common.errors import UpdateRejected
 from common.layout import Vector
 from common.messages import COMPARE, EVALUATE, STATISTICS, TRAIN, Reply, Request, prefixed
 from common.network import Network, seed_for
-from common.privacy.events import Event, to_text
+from common.privacy.events import to_text
 from common.privacy.noise import Source
 from common.statistics import Statistics
 from common.tasks import task_of
@@ -110,14 +110,13 @@ class Worker:
         held = self._hold(hospital, "train", prepared.task, request)
         told: dict[str, str] = {}
         if config.privacy.at_hospitals:
-            trained, event = self._fit_privately(hospital, prepared, held, request, state)
-            told = {"event": to_text(event)}
+            trained, told = self._fit_privately(hospital, prepared, held, request, state)
         else:
             trained = self._fit(hospital, prepared, held, request, state)
         vector = trained.shared - weights
         parts = {"": vector}
         if "control" in request.arrays:
-            rate = _rate(config, int(request.options["server-round"]))
+            rate = training.learning_rate(config, int(request.options["server-round"]))
             parts["control"] = _new_control(state, request.arrays["control"], vector, trained.steps * rate)
         state.update({"local": trained.local} if trained.local.size else {})
         arrays = {
@@ -145,25 +144,31 @@ class Worker:
 
     def _fit_privately(
         self, hospital: Hospital, prepared: Prepared, held: Held, request: Request, state: State
-    ) -> tuple[training.Trained, Event]:
-        """Train under differential privacy; it is charged before anything is drawn. The loss over training patients stays here, since no noise covers it."""
+    ) -> tuple[training.Trained, dict[str, str]]:
+        """Train under differential privacy, and say what is released; it is charged before anything is drawn. The loss over training patients stays here, since no noise covers it."""
         terms, method = private.terms(hospital, request.config, prepared.task), _method(prepared, request)
-        terms = replace(terms, sharers=private.sharers(request.config, int(request.options.get("hospitals", 1))))
         event, correction = terms.event, _correction(method, request, state)
         bounds, size = private.Bounds(terms.row_bound, terms.per_unit), private.numbers(prepared.network, event.count)
         fit = self._compiled(prepared, method, held, bounds)
         question = _question(hospital, request, state)
         source = Source(hospital.ledger.reserve(question, event))
         drawn = private.samples(private.units_of(hospital, request.config), terms, source)
-        normals = source.normals(size).reshape(event.count, -1)
+        # Noise that is shared out is added in whole levels, when the update is masked.
+        shared_out = request.config.privacy.shared
+        normals = (
+            np.zeros((event.count, size // event.count), np.float32)
+            if shared_out
+            else source.normals(size).reshape(event.count, -1)
+        )
         seeds = np.random.default_rng(_seed(hospital, request)).integers(2**31, size=2)
         draw = np.array([*seeds, len(drawn.rows)], np.int32)
-        pace = np.array([*_pace(request), terms.own_multiplier, terms.sample], np.float32)
+        pace = np.array([*_pace(request), terms.event.noise_multiplier, terms.sample], np.float32)
         arrays = private.widened(drawn, normals) if method.xla else (drawn.rows, drawn.ends, normals)
         begin = _begin(prepared, request, state)
         shared, local = fit(*begin, held.x, held.y, *_tensors(*arrays, draw, pace), correction)
         hospital.ledger.commit(question)
-        return training.Trained(shared.numpy(), local.numpy(), 0.0, event.count), event
+        told = {"event": to_text(event)} | ({private.CHARGE: question.identity} if shared_out else {})
+        return training.Trained(shared.numpy(), local.numpy(), 0.0, event.count), told
 
     def _evaluate(self, hospital: Hospital, request: Request, state: State) -> Reply:
         prepared = self._prepare(request.config, request)
@@ -263,13 +268,9 @@ def _count_classes(task: Task, records: Records) -> NDArray[np.float64]:
     return np.bincount(labels, minlength=len(task.classes)).astype(np.float64)
 
 
-def _rate(config: RunConfig, number: int) -> float:
-    return config.training.learning_rate * config.training.learning_rate_decay ** (number - 1)
-
-
 def _pace(request: Request) -> list[float]:
     number = int(request.options["server-round"])
-    return [_rate(request.config, number), float(request.options.get("proximal", 0.0))]
+    return [training.learning_rate(request.config, number), float(request.options.get("proximal", 0.0))]
 
 
 def _seed(hospital: Hospital, request: Request) -> np.random.SeedSequence:

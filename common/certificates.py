@@ -4,6 +4,7 @@ A federation has one authority. It signs the gateway's certificate and one for e
 trust. A certificate says what the authority was told by its own operator; of a hospital's signing request only the public key and the name are taken.
 """
 
+import hashlib
 import hmac
 import ipaddress
 import re
@@ -256,6 +257,11 @@ def tls_line(request: x509.CertificateSigningRequest | x509.Certificate) -> str:
     """Return the public key of a signing request or certificate as one line in OpenSSH's form."""
     with keys.readable("certificate"):
         return keys.public_line(tls_key(request))
+
+
+def key_fingerprint(certificate: x509.Certificate) -> str:
+    """Return the SHA-256 of a certificate's public key as OpenSSH writes it, in hex; it stays the same when the certificate is renewed."""
+    return hashlib.sha256(tls_line(certificate).encode()).hexdigest()
 
 
 def tls_key(request: x509.CertificateSigningRequest | x509.Certificate) -> ec.EllipticCurvePublicKey:

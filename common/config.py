@@ -135,6 +135,42 @@ class StoppingConfig:
     min_delta: Annotated[float, Range(0, 1e6), "smallest fall of the loss that counts as improvement"] = 0.0
 
 
+SPARSE = 0.75
+"""Smallest ``secure.threshold`` where hospitals share masks with some others only."""
+
+
+@dataclass(frozen=True)
+class SecureConfig:
+    """Secure aggregation: the coordinator learns sums over hospitals, and no hospital's update or statistics."""
+
+    aggregation: Annotated[bool, "hospitals mask what they send, so that only their sum can be read"] = False
+    neighbours: Annotated[
+        int, Range(0, 100_000), "with how many others a hospital shares masks; an even number, or 0 for all"
+    ] = 0
+    threshold: Annotated[
+        float,
+        Range(0.5, 1, open_low=True),
+        "share of the hospitals that must stay until the end of a round; with fewer, nobody can unmask anything",
+    ] = 0.66
+    magnitude: Annotated[
+        float, Range(1e-6, 1e6), "largest magnitude of a value of an update, after its weight of at most 1"
+    ] = 16.0
+    examples: Annotated[
+        int, Range(1, 2**31), "count of patients from which on a hospital weighs no more in the mean"
+    ] = 10_000
+
+    def __post_init__(self) -> None:
+        if self.neighbours % 2:
+            raise ConfigError(
+                f"secure.neighbours: expected an even number, half on either side of a ring, got {self.neighbours}"
+            )
+        if self.neighbours and self.threshold < SPARSE:
+            # A coordinator that shows different lists of survivors could otherwise part one hospital from all its neighbours.
+            raise ConfigError(
+                f"secure.threshold: with few neighbours expected {SPARSE:g} or more, got {self.threshold:g}; or set secure.neighbours to 0, for all"
+            )
+
+
 @dataclass(frozen=True)
 class PrivacyConfig:
     """Differential privacy of what training releases. Neighbours differ by one unit added or removed; how many units a hospital has counts as known."""
@@ -180,6 +216,11 @@ class PrivacyConfig:
         return self.epsilon < float("inf") and self.unit != "hospital"
 
     @property
+    def shared(self) -> bool:
+        """Whether hospitals share the noise out among themselves, so that only their sum is private."""
+        return self.at_hospitals and self.noise == "shared"
+
+    @property
     def at_coordinator(self) -> bool:
         """Whether the coordinator makes the model differentially private for whole hospitals."""
         return self.epsilon < float("inf") and self.unit == "hospital"
@@ -200,6 +241,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     stopping: StoppingConfig = field(default_factory=StoppingConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    secure: SecureConfig = field(default_factory=SecureConfig)
 
     def __post_init__(self) -> None:
         _check_privacy(self)
@@ -224,18 +266,32 @@ def _check_privacy(run: RunConfig) -> None:
         raise ConfigError(
             f"training.optimizer: privacy.method 'full' is one plain step a round, which {run.training.optimizer!r} would scale anew; add --set training.optimizer=sgd"
         )
-    if privacy.at_hospitals and privacy.noise == "shared" and privacy.method != "full":
-        raise ConfigError(
-            "privacy.method: 'shared' noise adds up over one sum a round, and 'sgd' takes steps between sums; add --set privacy.method=full, or set privacy.noise to 'hospital'"
-        )
-    if (
-        privacy.at_hospitals
-        and privacy.noise == "shared"
-        and not getattr(getattr(run, "secure", None), "aggregation", False)
-    ):
-        raise ConfigError(
-            "privacy.noise: 'shared' noise protects only the sum, and without secure aggregation the coordinator sees every update; add --set secure.aggregation=true, or set privacy.noise to 'hospital'"
-        )
+    if privacy.shared:
+        for setting, reason in _against_sharing(run).items():
+            raise ConfigError(f"{setting}: {reason}; or set privacy.noise to 'hospital'")
+
+
+def _against_sharing(run: RunConfig) -> dict[str, str]:
+    """Return the settings under which noise that is shared out would not add up to what is claimed, each with the reason."""
+    objections = {
+        "privacy.method": (
+            "'shared' noise adds up over one sum a round, and 'sgd' takes steps between sums; add --set privacy.method=full",
+            run.privacy.method != "full",
+        ),
+        "privacy.noise": (
+            "'shared' noise protects only the sum, and without secure aggregation the coordinator sees every update; add --set secure.aggregation=true",
+            not run.secure.aggregation,
+        ),
+        "privacy.unit": (
+            "'shared' noise takes a record to move the sum as far at every hospital, which a patient with several rows does not",
+            run.privacy.unit != "record",
+        ),
+        "secure.neighbours": (
+            "'shared' noise takes masks among all, so that no hospital can be parted from the others' noise; set it to 0",
+            run.secure.neighbours > 0,
+        ),
+    }
+    return {setting: reason for setting, (reason, holds) in objections.items() if holds}
 
 
 def parse(kind: type[T], table: Table, path: str = "") -> T:

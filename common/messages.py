@@ -7,10 +7,12 @@ message type              the coordinator sends                          the hos
 ``train``                 weights, preparation, run settings, round      update, count of patients, statistics
 ``evaluate``              weights, preparation                           statistics of the test patients
 ``query.compare``         two models                                     joint statistics of both on the test patients
+``query.keys``            that secure sums are to be made                a card with its keys for the run, signed
+``query.shares``          who survived the last sum, who is in the next  shares of the last sum's masks, what it deals for the next
 ========================  =============================================  ==============================================
 
 Requests are plain records: texts and numbers under ``config``, arrays under ``arrays``. Settings travel as JSON text that stays the
-same object from round to round, so that a hospital parses it once.
+same object from round to round, so that a hospital parses it once. Under secure aggregation ``train`` and ``evaluate`` are answered by one masked vector.
 """
 
 import json
@@ -28,6 +30,7 @@ from common.config import RunConfig, as_table, parse
 from common.errors import UpdateRejected
 
 STATISTICS, TRAIN, EVALUATE, COMPARE = "query.statistics", "train", "evaluate", "query.compare"
+KEYS, SHARES = "query.keys", "query.shares"
 
 Arrays = Mapping[str, NDArray[Any]]
 

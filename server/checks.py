@@ -49,10 +49,10 @@ def update_of(name: str, message: Message | None, size: int, plan: Plan, most_ex
     delta = codec.decode(arrays, size)
     _check_values(delta, plan.config.limits.update_norm)
     _check_statistics(reply.statistics, plan.task)
-    return Update(name, delta, reply.num_examples, control, reply.statistics, _event_of(reply, plan.config))
+    return Update(name, delta, reply.num_examples, control, reply.statistics, event_of(reply, plan.config))
 
 
-def _event_of(reply: Reply, config: RunConfig) -> Event | None:
+def event_of(reply: Reply, config: RunConfig) -> Event | None:
     """Read what a hospital says that it released; how much noise that was, it alone decides."""
     if not config.privacy.at_hospitals:
         return None

@@ -6,6 +6,7 @@ from functools import cached_property
 from common import messages
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.secagg.protocol import FEWEST
 from common.tasks import task_of
 from common.tasks.task import Task
 from server.privacy import HospitalPrivacy
@@ -59,6 +60,12 @@ class Plan:
                 f"training.optimizer: {self.config.strategy.name!r} reads a hospital's drift from its steps, which must be those of 'sgd', "
                 f"not {self.config.training.optimizer!r}; add --set training.optimizer=sgd"
             )
+        if self.config.privacy.shared and (strategy.client.controls or kept):
+            raise ConfigError(
+                f"privacy.noise: 'shared' covers one vector that is summed, and {self.config.strategy.name!r} has hospitals keep or send more; take another strategy, or set privacy.noise to 'hospital'"
+            )
+        if self.config.secure.aggregation:
+            _check_secure(self.config, strategy, self.cohort)
         return self.hospital_privacy.around(strategy) if self.config.privacy.at_coordinator else strategy
 
     @cached_property
@@ -80,3 +87,24 @@ class Plan:
     def text(self) -> str:
         """Return the settings as they travel."""
         return messages.run_text(self.config)
+
+
+def _check_secure(config: RunConfig, strategy: Strategy, cohort: tuple[str, ...]) -> None:
+    """Refuse what needs more than a sum; raise `ConfigError`."""
+    name = config.strategy.name
+    objections = {
+        f"strategy.name: {name!r} has to see every update by itself": strategy.single_updates,
+        f"update.codec: {config.update.codec!r} leaves nothing that adds; masks need 'float32'": config.update.codec
+        != "float32",
+        "privacy.unit: 'hospital' bounds every update by itself, and the coordinator sees none": config.privacy.at_coordinator,
+        "limits.update_norm: the coordinator sees no update whose norm it could hold against a limit; set it to 0": config.limits.update_norm
+        > 0,
+        f"{len(cohort)} hospitals are in the federation, and of a sum of fewer than {FEWEST} each knows the others' part": 0
+        < len(cohort)
+        < FEWEST,
+    }
+    for objection, holds in objections.items():
+        if holds:
+            raise ConfigError(
+                f"{objection}; or set secure.aggregation to false, under which the coordinator learns sums alone"
+            )

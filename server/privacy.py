@@ -41,7 +41,7 @@ def spent(config: RunConfig, rounds: Sequence[RoundRecord], hospitals: int) -> d
         for record in rounds:
             for name, text in record.events.items():
                 events[name].append(from_text(text))
-        who = "each hospital"
+        who = "all hospitals together" if privacy.shared else "each hospital"
     else:
         events["*"] = [_event(config, hospitals)] * len(rounds)
         who = "the coordinator"

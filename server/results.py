@@ -7,12 +7,14 @@ from typing import Any
 from common.statistics import Statistics, total
 from common.tasks.task import Task
 from server.records import Results
+from server.secagg import TOGETHER
 
 
 def results_of(task: Task, statistics: Mapping[str, Statistics]) -> Results:
     """Compute metrics with intervals by hospital and over all test patients."""
     merged = total(statistics.values())
-    hospitals = {name: _intervals(task.objective.compute(parts)) for name, parts in statistics.items()}
+    alone = {name: parts for name, parts in statistics.items() if name != TOGETHER}
+    hospitals = {name: _intervals(task.objective.compute(parts)) for name, parts in alone.items()}
     return Results(_intervals(task.objective.compute(merged)), hospitals, task.objective.curves(merged))
 
 

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 
 from common import messages
 from common import network as networks
-from common.config import RunConfig
+from common.config import PrivacyConfig, RunConfig, SecureConfig
 from common.errors import ConfigError, QuorumError, UpdateRejected
 from common.layout import Vector
 from common.messages import Reply, group
@@ -32,12 +32,15 @@ from common.update import Update
 from server import checks, models
 from server.plan import Plan
 from server.records import Dropped, Member, Model, Part, RoundRecord
+from server.secagg import TOGETHER, SecureSums, Step
 from server.strategies.strategy import State
 
 K = TypeVar("K")
 Watch = Callable[[RoundRecord], None]
 ROUNDING = 1e-9
 """What a share of a count may be too large by, as 0.55 of 100 is."""
+JUDGE = "judge"
+"""The label of the secure sum by which the final model is judged."""
 GRACE = 5.0
 """Seconds that a request outlives its deadline; then Flower forgets it, so that a hospital that was cut off does not train for rounds that are over."""
 BACK_SECONDS = 30.0
@@ -55,7 +58,7 @@ class Outcome:
     """What a finished run leaves.
 
     ``tests`` are each hospital's statistics of its test patients under the final model, which is that after ``trained`` rounds: all, or with early
-    stopping those up to the lowest loss.
+    stopping those up to the lowest loss. After secure sums they are those of all hospitals together, under the name `server.secagg.TOGETHER`.
     """
 
     model: Model
@@ -90,7 +93,8 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
     weights, layout = network.vectors()[0], network.shared
     state = dict(saved.state) if saved else plan.strategy.init(weights, len(fleet.members))
     history = [RoundRecord.from_facts(facts) for facts in models.history(folder, saved)] if folder and saved else []
-    coordinator = Coordinator(grid, plan, fleet, networks.dumps(preparation), layout.digest)
+    sums = SecureSums(plan.config, plan.text, grid.run.run_id, fleet.rows) if plan.config.secure.aggregation else None
+    coordinator = Coordinator(grid, plan, fleet, networks.dumps(preparation), layout.digest, sums)
     if not history:
         _keep_best(state, history, plan.config)
     with models.Saver(folder, saved) as saver:
@@ -109,7 +113,7 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
             saver.save(state, facts, asdict(record))
     model = Model(state.get("best", state["weights"]), coordinator.preparation, plan.local_parts)
     trained = len(history) - (_rounds_without_gain(history, plan.config) + 1 if "best" in state else 0)
-    tests = coordinator.judge(dict.fromkeys(fleet.nodes, model))
+    tests = coordinator.judge_together(sums, model) if sums else coordinator.judge(dict.fromkeys(fleet.nodes, model))
     return Outcome(model, layout.digest, fleet.members, history, trained, tests, stopped, coordinator)
 
 
@@ -246,6 +250,7 @@ class Coordinator:
     fleet: Fleet
     preparation: str
     layout: str
+    sums: SecureSums | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -266,7 +271,10 @@ class Coordinator:
         tally = Tally(self.plan.task)
         waiting, attempt, end = asked, 0, 0.0
         while True:
-            self._attempt(number, attempt, waiting, state, tally)
+            if self.sums:
+                self._sum(self.sums, f"{number}.{attempt}", asked, need, state, tally)
+            else:
+                self._attempt(number, attempt, waiting, state, tally)
             answered = {*tally.answered}
             waiting = [name for name in asked if name not in answered]
             missing = need - len(tally.answered)
@@ -306,7 +314,23 @@ class Coordinator:
         generator = np.random.default_rng(seed_for(self.config.seed, "select", number))
         return [names[index] for index in sorted(generator.choice(len(names), count, replace=False))]
 
-    def _attempt(self, number: int, attempt: int, names: list[str], state: State, tally: "Tally") -> None:
+    def _sum(self, sums: SecureSums, label: str, names: list[str], need: int, state: State, tally: "Tally") -> None:
+        """Take one secure sum for all updates; where it fails, nothing of it is known, and a further attempt takes new masks."""
+        number, attempt = map(int, label.split("."))
+        last = number == self.config.rounds
+        upcoming, members = (JUDGE, list(self.fleet.nodes)) if last else (f"{number + 1}.0", self.select(number + 1))
+        step = Step(label, names, *self._asked(number, attempt, state), need, upcoming, members)
+        try:
+            update, survivors = sums.train(Channel(self, tally), step)
+        except QuorumError as error:
+            tally.dropped.append(Dropped(TOGETHER, "secure", str(error)))
+            return
+        self.plan.strategy.accumulate(state, update)
+        tally.add(update)
+        tally.answered = survivors
+
+    def _asked(self, number: int, attempt: int, state: State) -> tuple[dict[str, Vector], dict[str, bool | int | str]]:
+        """Return arrays and options of a request to train."""
         every = self.config.evaluation.every
         options: dict[str, bool | int | str] = {
             "server-round": number,
@@ -317,7 +341,10 @@ class Coordinator:
         arrays = {"weights": state["weights"]} | (
             {"control": state["control"]} if self.plan.strategy.client.controls else {}
         )
-        content = self._content(arrays, options)
+        return arrays, options
+
+    def _attempt(self, number: int, attempt: int, names: list[str], state: State, tally: "Tally") -> None:
+        content = self.content(*self._asked(number, attempt, state))
         down = messages.bytes_of(content)
         size = len(state["weights"])
         requests = {name: self._message(name, content, messages.TRAIN, f"{number}.{attempt}") for name in names}
@@ -335,20 +362,37 @@ class Coordinator:
 
     def judge(self, judged: Mapping[str, Model]) -> dict[str, Statistics]:
         """Have hospitals judge a model each, most often the same, on their test patients; return their statistics by hospital."""
-        contents = {
-            id(model): self._content({"weights": model.weights}, _described(model)) for model in judged.values()
-        }
+        contents = {id(model): self.content({"weights": model.weights}, _described(model)) for model in judged.values()}
         requests = {
             name: self._message(name, contents[id(model)], messages.EVALUATE, "judge") for name, model in judged.items()
         }
         return self._gather(requests, "test")
+
+    def judge_together(self, sums: SecureSums, model: Model) -> dict[str, Statistics]:
+        """Have all hospitals judge a model in one secure sum; return it under the name `TOGETHER`, or nothing where it failed."""
+        tally, names = Tally(self.plan.task), list(self.fleet.nodes)
+        for attempt in range(self.config.limits.retries + 1):
+            label = f"{JUDGE}.{attempt}" if attempt else JUDGE
+            step = Step(label, names, {"weights": model.weights}, _described(model), self.plan.fewest)
+            try:
+                statistics = sums.judge(Channel(self, tally), step)
+            except QuorumError as error:
+                _log.warning("the final model is not judged yet: %s", error)
+            else:
+                return {TOGETHER: statistics}
+        return {}
+
+    def in_clear(self) -> "Coordinator":
+        """Return the coordinator of the same hospitals without secure sums and noise, for a harness that holds their patients anyway."""
+        config = replace(self.config, secure=SecureConfig(), privacy=PrivacyConfig())
+        return replace(self, plan=replace(self.plan, config=config), sums=None)
 
     def compare(self, model: Model, others: Mapping[str, Model]) -> dict[str, Statistics]:
         """Have hospitals judge ``model`` beside another one, which may differ by hospital; return joint statistics by hospital."""
         requests = {}
         for name, other in others.items():
             described = {**_described(model), "other-preparation": other.preparation}
-            content = self._content({"weights": model.weights, "other": other.weights}, described)
+            content = self.content({"weights": model.weights, "other": other.weights}, described)
             requests[name] = self._message(name, content, messages.COMPARE, "compare")
         return self._gather(requests, "compare")
 
@@ -367,7 +411,15 @@ class Coordinator:
             found.update({name: statistics} if statistics else {})
         return found
 
-    def _content(self, arrays: Mapping[str, Vector], options: Mapping[str, bool | int | float | str]) -> RecordDict:
+    def exchange(
+        self, contents: Mapping[str, RecordDict], kind: str, label: str, seconds: float
+    ) -> Iterator[tuple[str, Message | None]]:
+        """Send hospitals each their content, and yield the answers as `exchange` does."""
+        requests = {name: self._message(name, content, kind, label) for name, content in contents.items()}
+        return exchange(self.grid, requests, seconds)
+
+    def content(self, arrays: messages.Arrays, options: Mapping[str, bool | int | float | str]) -> RecordDict:
+        """Lay out a request to train, judge or compare, which any number of messages can share."""
         common: dict[str, bool | int | float | str] = {
             "preparation": self.preparation,
             "local-parts": ",".join(self.plan.local_parts),
@@ -379,6 +431,48 @@ class Coordinator:
     def _message(self, name: str, content: RecordDict, kind: str, label: str) -> Message:
         node, life = self.fleet.nodes[name], _life(self.config)
         return Message(content, dst_node_id=node, message_type=kind, ttl=life, group_id=label)
+
+
+@dataclass(frozen=True)
+class Channel:
+    """The way of secure sums to the hospitals, which keeps a round's tally."""
+
+    coordinator: Coordinator
+    tally: "Tally"
+
+    def lay(self, arrays: messages.Arrays, options: Mapping[str, bool | int | float | str]) -> RecordDict:
+        """Lay out a request to train or to judge."""
+        return self.coordinator.content(arrays, options)
+
+    def brief(self, arrays: messages.Arrays, options: Mapping[str, bool | int | float | str]) -> RecordDict:
+        """Lay out a request of the protocol's own."""
+        plan = self.coordinator.plan
+        return messages.pack_request(
+            plan.text, arrays, _company(plan, len(self.coordinator.fleet.nodes)) | dict(options)
+        )
+
+    def ask(
+        self, contents: Mapping[str, RecordDict], kind: str, label: str, seconds: float
+    ) -> Iterator[tuple[str, Reply | UpdateRejected]]:
+        """Send each hospital its content; yield every answer, or why there is none."""
+        if not contents:
+            return
+        for name, message in self.coordinator.exchange(contents, kind, label, seconds):
+            self.tally.bytes_down += messages.bytes_of(contents[name])
+            self.tally.bytes_up += messages.bytes_of(message.content) if message and message.has_content() else 0
+            try:
+                yield name, checks.reply_of(message, self.coordinator.config)
+            except UpdateRejected as error:
+                yield name, error
+
+    def account(self, name: str, reply: Reply) -> None:
+        """Note what a hospital says that it released, under differential privacy."""
+        event = checks.event_of(reply, self.coordinator.config)
+        self.tally.events.update({name: to_text(event)} if event else {})
+
+    def drop(self, name: str, error: UpdateRejected) -> None:
+        """Note that a hospital's part is not in the sum."""
+        self.tally.dropped.append(Dropped(name, error.code, str(error)))
 
 
 class Tally:
@@ -422,7 +516,7 @@ class Tally:
             validation_loss=values(total(validation))["log_loss"] if validation else None,
             update_norm=0.0,
             metrics=values(total(tests.values())) if tests else {},
-            hospitals={name: values(parts) for name, parts in tests.items()},
+            hospitals={name: values(parts) for name, parts in tests.items() if name != TOGETHER},
             events=self.events,
         )
 

@@ -20,6 +20,7 @@ from server.provision import Federation
 from server.records import RoundRecord
 from server.results import gathered, results_of
 from server.rounds import Outcome
+from server.secagg import TOGETHER
 
 CONFIG = "config.toml"
 
@@ -151,6 +152,10 @@ def summary(record: dict[str, Any]) -> str:
 
 def _blurred(record: dict[str, Any]) -> str:
     """Say whose figures are less exact than their intervals; nothing where none are."""
-    whose = ", ".join(f"{name} ({least})" for name, least in record.get("gathered", {}).items())
+    whose = ", ".join(f"{_whose(name)} ({least})" for name, least in record.get("gathered", {}).items())
     told = f"small counts were gathered at {whose}: these figures are off by more than their intervals say\n"
     return told if whose else ""
+
+
+def _whose(name: str) -> str:
+    return "some of the hospitals" if name == TOGETHER else name

@@ -18,6 +18,7 @@ from common.config import (
     LimitsConfig,
     PrivacyConfig,
     RunConfig,
+    SecureConfig,
     SelectionConfig,
     StoppingConfig,
     UpdateConfig,
@@ -63,6 +64,7 @@ def _alone(population: Population, hospital: Hospital, config: RunConfig, number
         evaluation=EvaluationConfig(every=0),
         stopping=StoppingConfig(),
         privacy=PrivacyConfig(),
+        secure=SecureConfig(),
     )
     return rounds.run(grid_of([Seat(population.worker, hospital)]), Plan(settings, personal=False)).model
 

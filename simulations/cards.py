@@ -109,6 +109,17 @@ def gaps(record: Record, metric: str, names: Sequence[str | None]) -> bool:
     return any(not defined(estimate(record, kind, metric, name)) for kind in approaches(record) for name in names)
 
 
+def is_secure(record: Record) -> bool:
+    """Whether the coordinator learnt sums alone."""
+    return bool(flatten(record["config"]).get("secure.aggregation"))
+
+
+def undefined(record: Record, metric: str) -> str:
+    """Say where a metric has no value in the record's tables and drawings."""
+    alone = f"; and of the federated model only the hospitals' sum is known, no single hospital's {words.metric_name(metric)}"
+    return words.undefined(metric) + (alone if is_secure(record) else "")
+
+
 def hidden(record: Record, count: float) -> bool:
     """Whether a count of patients is too small to be shown."""
     return not record["data"]["public"] and count < SMALL
@@ -261,7 +272,7 @@ def _card_table(record: Record, corner: str, asked: Sequence[tuple[str, str, str
         for label, metric, name in asked
     ]
     unknown = dict.fromkeys(metric for _, metric, name in asked if gaps(record, metric, [name]))
-    notes = [f"{words.DASH}: {words.undefined(metric)}." for metric in unknown]
+    notes = [f"{words.DASH}: {undefined(record, metric)}." for metric in unknown]
     return "\n\n".join([_table([corner, *(APPROACHES[kind] for kind in present)], body), *notes])
 
 
@@ -310,12 +321,23 @@ def _privacy_head(record: Record) -> str:
 
 
 def _privacy_claim(record: Record) -> str:
-    """Say what differential privacy there was: unit, relation, epsilon, delta, mechanism and who drew the noise."""
-    account = record.get("privacy") or {}
+    """Say what was done for privacy: secure sums or none; and of differential privacy unit, relation, epsilon, delta, mechanism and who drew the noise."""
+    account, secure = record.get("privacy") or {}, is_secure(record)
+    learnt = (
+        "The coordinator learnt sums over the hospitals of a round, no single hospital's update, training loss or test figures."
+        if secure
+        else "The coordinator saw the update of every single hospital."
+    )
     if not account:
+        used = (
+            "secure aggregation was used, and no differential privacy"
+            if secure
+            else "no differential privacy and no secure aggregation was used"
+        )
+        only = "" if secure else ", and that is the only protection"
         return (
-            "**In this run no differential privacy and no secure aggregation was used.** Patient rows stayed at the hospitals, and that is the only protection: "
-            "the coordinator saw the update of every single hospital, and nothing bounds what the updates or the model tell about one patient."
+            f"**In this run {used}.** Patient rows stayed at the hospitals{only}. {learnt} "
+            f"Nothing bounds what {'the sums' if secure else 'the updates'} or the model tell about one patient."
         )
     spent = account["spent"].values()
     most = max((each["epsilon"] for each in spent), default=0.0)
@@ -333,6 +355,7 @@ def _privacy_claim(record: Record) -> str:
     return (
         f"**Training was differentially private: epsilon {most:.3g} at delta {account['delta']:g}, for one {account['unit']}** (neighbours: {account['relation']}; target: {account['target']:g}). "
         f"{how}. Noise by {account['noise_by']}, Gaussian; composed over {max((each['rounds'] for each in spent), default=0):,} rounds by privacy loss distributions. "
+        f"{'Secure aggregation was used as well' if secure else 'No secure aggregation was used'}: {learnt[0].lower()}{learnt[1:]} "
         "A simulation draws its noise from its seed, so that it can be repeated: these numbers say what real hospitals would get, and this run itself protects nobody.\n\n"
         "Covered: the updates of all rounds, the model, and the sums that prepare the data. Not covered: how many patients each hospital trained on, which counts as known; "
         "the metrics, which are computed from test patients without noise; and the choice of settings, if it was made by looking at results on the same patients."
@@ -346,8 +369,13 @@ def _privacy_left(record: Record) -> str:
         if record["control_variates"]
         else ""
     )
+    masked = (
+        "Updates, training loss and histograms left under masks, with the count of patients trained on, and only their sum over the round's hospitals could be read.\n\n"
+        if is_secure(record)
+        else ""
+    )
     return (
-        "## What left each hospital\n\n"
+        f"## What left each hospital\n\n{masked}"
         f"- **Update vectors**: in every round it took part in, how its training changed the shared model: up to {record['parameters']:,} numbers, "
         f"written as {settings.get('update.codec', 'float32')}. {answers:,} answers in {len(record['rounds']):,} rounds.\n"
         f"{controls}"
@@ -388,7 +416,15 @@ def _privacy_trust(record: Record) -> str:
 
 
 def _coordinator_trust(record: Record) -> str:
-    if (record.get("privacy") or {}).get("unit") in ("record", "patient"):
+    noised = (record.get("privacy") or {}).get("unit") in ("record", "patient")
+    if is_secure(record):
+        known = (
+            "each hospital's name and count of patients"
+            if noised
+            else "each hospital's name, counts by class and sums for preparing the data, which it sees as they are"
+        )
+        return f", with the sums of each round{', which are noised' if noised else ''}, and with {known}. Together with other hospitals it could take their parts out of a sum."
+    if noised:
         return ": it sees every hospital's noised updates, and its metrics without noise."
     return ", fully: it sees every hospital's update and statistics as they are, and could try to rebuild patients from them."
 

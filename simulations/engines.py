@@ -37,7 +37,7 @@ def local(scenario: Scenario, population: Population, plan: Plan, folder: Path, 
 
     What hospitals keep between rounds is saved beside the checkpoint, so that a resumed run is bit-equal.
     """
-    with Crew(population.seats, scenario.text()) as crew:
+    with Crew(population.seats, scenario.text(), population.secret) as crew:
         grid = LocalGrid(crew.ask, hospitals.contexts(len(population.seats)))
         shelf = Shelf(folder, grid.contexts)
         shelf.load()
@@ -65,8 +65,8 @@ def ray(scenario: Scenario, population: Population, plan: Plan, folder: Path, wa
     backend.start()  # before Flower's simulation imports TensorFlow with settings of its own
     from flwr.simulation import run_simulation
 
-    text = scenario.text()
-    client = make_app(lambda context: hospitals.seat_of(text, context))
+    text, secret = scenario.text(), population.secret
+    client = make_app(lambda context: hospitals.seat_of(text, context, secret))
     # Flower starts the ServerApp before all nodes are there.
     server = server_app.make_app(replace(plan, expected=len(population.seats)), folder, done, watch)
     run_simulation(

@@ -1,22 +1,25 @@
 """Virtual hospitals: a data set dealt out by a partition, with the faults that a scenario declares."""
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 
 import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 
+from client import private
 from client.app import FAILED, Answer, Seat
 from client.hospital import Hospital
 from client.ledger import Ledger, Question
+from client.secagg import Shield
 from client.worker import Worker
 from common import messages, wire
 from common.errors import ConfigError
 from common.network import seed_for
 from common.tasks import task_of
 from common.tasks.task import Array, rows_of, take
-from simulations import partition
+from simulations import partition, secagg
 from simulations import scenario as scenarios
 from simulations.datasets import dataset_of
 from simulations.datasets.dataset import Dataset, Table
@@ -26,10 +29,12 @@ from simulations.scenario import FaultsConfig, Scenario
 INTACT = FaultsConfig()
 
 
-def seat_for(worker: Worker, hospital: Hospital, faults: FaultsConfig = INTACT, seed: int = 0) -> Seat:
+def seat_for(
+    worker: Worker, hospital: Hospital, faults: FaultsConfig = INTACT, seed: int = 0, shield: Shield | None = None
+) -> Seat:
     """Return the seat of a virtual hospital, which fails as the scenario declares; what happens follows from seed, hospital, round and attempt."""
     if faults == INTACT:
-        return Seat(worker, hospital)
+        return Seat(worker, hospital, shield=shield)
 
     def around(message: Message, answer: Answer) -> Message:
         if message.metadata.message_type != messages.TRAIN:
@@ -45,18 +50,19 @@ def seat_for(worker: Worker, hospital: Hospital, faults: FaultsConfig = INTACT, 
             return Message(Error(FAILED, "late"), reply_to=message)  # it has trained, and its own state has moved on
         return _with_nan(reply) if chance[2] < faults.nan_updates and reply.has_content() else reply
 
-    return Seat(worker, hospital, around)
+    return Seat(worker, hospital, around, shield)
 
 
 @dataclass(frozen=True)
 class Population:
-    """The virtual hospitals of a scenario, in the order of their names, all served by one worker."""
+    """The virtual hospitals of a scenario, in the order of their names, all served by one worker. Under ``secret`` they agree on keys with each other."""
 
     dataset: Dataset
     table: Table
     hospitals: Sequence[Hospital]
     seats: Sequence[Seat]
     worker: Worker
+    secret: bytes = field(repr=False)
 
     @property
     def names(self) -> list[str]:
@@ -64,8 +70,8 @@ class Population:
         return [hospital.name for hospital in self.hospitals]
 
 
-def populate(scenario: Scenario) -> Population:
-    """Read the data set and deal its patients to hospitals.
+def populate(scenario: Scenario, secret: bytes | None = None) -> Population:
+    """Read the data set and deal its patients to hospitals; without a ``secret`` a new one is drawn.
 
     Raises
     ------
@@ -92,10 +98,15 @@ def populate(scenario: Scenario) -> Population:
     hospitals = [_hospital(name, dealt[name], table, scenario, flip=name in flipped) for name in sorted(dealt)]
     if not any(rows_of(hospital.test) for hospital in hospitals):
         raise ConfigError("simulation.test: no hospital has a test patient; take a larger share, or fewer hospitals")
-    worker = Worker()
-    return Population(
-        dataset, table, hospitals, [seat_for(worker, hospital, settings.faults, seed) for hospital in hospitals], worker
-    )
+    worker, secret = Worker(), secret or os.urandom(32)
+    shields = secagg.shields([hospital.name for hospital in hospitals], secret)
+    seats = [
+        seat_for(
+            worker, hospital, settings.faults, seed, replace(shield, noise=partial(private.shared_noise, hospital))
+        )
+        for hospital, shield in zip(hospitals, shields, strict=True)
+    ]
+    return Population(dataset, table, hospitals, seats, worker, secret)
 
 
 def _hospital(name: str, rows: Array, table: Table, scenario: Scenario, *, flip: bool) -> Hospital:
@@ -163,15 +174,15 @@ def contexts(count: int) -> dict[int, Context]:
     }
 
 
-def seat_of(text: str, context: Context) -> Seat:
-    """Find the seat of a node that Flower's simulation runtime started, in whatever process; a process reads the data once.
+def seat_of(text: str, context: Context, secret: bytes | None = None) -> Seat:
+    """Find the seat of a node that Flower's simulation runtime started, in whatever process; a process reads the data once. ``secret`` is the run's, where its processes share one.
 
     Raises
     ------
     ConfigError
         When the federation has fewer nodes than the scenario ``text`` has hospitals, or this node is one too many.
     """
-    seats = population_of(text).seats
+    seats = population_of(text, secret).seats
     node, nodes = (int(context.node_config[key]) for key in ("partition-id", "num-partitions"))
     if nodes < len(seats) or node >= len(seats):
         raise ConfigError(f"node {node} of {nodes} has no part in a scenario of {len(seats)} hospitals")
@@ -179,6 +190,6 @@ def seat_of(text: str, context: Context) -> Seat:
 
 
 @lru_cache(maxsize=2)
-def population_of(text: str) -> Population:
-    """Return the population of a scenario given as text or by name, the same one for the same text."""
-    return populate(scenarios.read(scenarios.tables_of(text)))
+def population_of(text: str, secret: bytes | None = None) -> Population:
+    """Return the population of a scenario given as text or by name, the same one for the same text and secret."""
+    return populate(scenarios.read(scenarios.tables_of(text)), secret)

@@ -131,11 +131,11 @@ class Live:
             table.add_column(words.metric_name(metric), justify="right")
         table.add_column("answer")
         reasons = {row.hospital: row.reason for row in last.dropped}
+        good = "ok" if last.hospitals or not last.metrics else "in the sum"
         for name in last.asked[:MOST_ROWS]:
             metrics = last.hospitals.get(name, {})
-            table.add_row(
-                Text(name), *(words.number(metrics.get(metric)) for metric in WATCHED), reasons.get(name, "ok")
-            )
+            told = reasons.get(name, good)
+            table.add_row(Text(name), *(words.number(metrics.get(metric)) for metric in WATCHED), told)
         table.add_section()
         pooled = (words.number(last.metrics.get(metric)) for metric in WATCHED)
         table.add_row("all", *pooled, f"loss {words.number(last.train_loss)}")
@@ -183,4 +183,4 @@ def remarks(record: Record) -> list[str]:
     unknown = [metric for metric in SUMMARISED if cards.gaps(record, metric, [None])]
     if not all(map(cards.defined, means.values())):
         unknown.insert(0, headline)
-    return lines + [f"{words.DASH}: {words.undefined(metric)}" for metric in dict.fromkeys(unknown)]
+    return lines + [f"{words.DASH}: {cards.undefined(record, metric)}" for metric in dict.fromkeys(unknown)]

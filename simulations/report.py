@@ -149,6 +149,7 @@ def page(record: Record, curves: Curves) -> str:
         headline=words.metric_name(record["headline"]),
         caveat=cards.CAVEAT,
         synthetic=cards.SYNTHETIC,
+        secure=cards.is_secure(record),
         meanings=[(APPROACHES[name], cards.MEANINGS[name]) for name in cards.approaches(record)],
         facts=facts(record),
         drawings=_drawings(record, curves),
@@ -179,7 +180,7 @@ def pooled_table(record: Record) -> Table:
         for metric in metrics
     ]
     unknown = [metric for metric in metrics if cards.gaps(record, metric, [None])]
-    return Table(["", *(APPROACHES[kind] for kind in kinds)], rows, _dashes(unknown))
+    return Table(["", *(APPROACHES[kind] for kind in kinds)], rows, _dashes(record, unknown))
 
 
 def difference_table(record: Record) -> Table:
@@ -195,7 +196,7 @@ def difference_table(record: Record) -> Table:
         for metric, values in found.items()
     ]
     unknown = [metric for metric, values in found.items() if not _all_defined(values)]
-    return Table(["", *(f"minus {APPROACHES[kind]}" for kind in kinds)], rows, _dashes(unknown))
+    return Table(["", *(f"minus {APPROACHES[kind]}" for kind in kinds)], rows, _dashes(record, unknown))
 
 
 def hospital_table(record: Record) -> Table:
@@ -220,7 +221,7 @@ def hospital_table(record: Record) -> Table:
     head = ["hospital", "test patients", *(APPROACHES[kind] for kind in kinds)]
     head += [f"federated minus {APPROACHES[kind]}{told}" for kind in others]
     unknown = [name for name, table in ((metric, values), (judged, gaps)) if not all(map(_all_defined, table))]
-    notes = _dashes(list(dict.fromkeys(unknown))), _more(len(record["hospitals"]), "hospitals")
+    notes = _dashes(record, list(dict.fromkeys(unknown))), _more(len(record["hospitals"]), "hospitals")
     return Table(head, rows, " ".join(filter(None, notes)))
 
 
@@ -228,9 +229,9 @@ def _all_defined(values: Sequence[Estimate]) -> bool:
     return all(map(cards.defined, values))
 
 
-def _dashes(metrics: Sequence[str]) -> str:
+def _dashes(record: Record, metrics: Sequence[str]) -> str:
     """Say what a dash in a table means, for the metrics that have one."""
-    return f"{words.DASH}: {'; '.join(words.undefined(metric) for metric in metrics)}." if metrics else ""
+    return f"{words.DASH}: {'; '.join(cards.undefined(record, metric) for metric in metrics)}." if metrics else ""
 
 
 def split_table(record: Record) -> Table:
@@ -346,7 +347,7 @@ def _drawings(record: Record, curves: Curves) -> Mapping[str, Any]:
         (
             words.metric_name(metric),
             Markup(pictures.forest_svg(record, metric)),  # noqa: S704
-            _missing("mark", metric, cards.gaps(record, metric, drawn)),
+            _missing(record, "mark", metric, cards.gaps(record, metric, drawn)),
         )
         for metric in dict.fromkeys((record["headline"], *FORESTS))
         if metric in known
@@ -355,9 +356,9 @@ def _drawings(record: Record, curves: Curves) -> Mapping[str, Any]:
     return {
         "forests": forests,
         "differences": Markup(pictures.differences_svg(record)) if cards.compared(record) else "",  # noqa: S704
-        "no_difference": _missing("mark", judged, unpaired),
+        "no_difference": _missing(record, "mark", judged, unpaired),
         "training": Markup(pictures.training_svg(record, curves)),  # noqa: S704
-        "no_line": _missing("line", record["headline"], bool(curves) and not {*drawn} <= {*curves}),
+        "no_line": _missing(record, "line", record["headline"], bool(curves) and not {*drawn} <= {*curves}),
         "split": Markup(pictures.split_svg(record)),  # noqa: S704
         "roc": Markup(pictures.roc_svg(record)),  # noqa: S704
         "calibration": Markup(pictures.calibration_svg(record)),  # noqa: S704
@@ -366,8 +367,8 @@ def _drawings(record: Record, curves: Curves) -> Mapping[str, Any]:
     }
 
 
-def _missing(what: str, metric: str, gaps: bool) -> str:
-    return f" No {what}: {words.undefined(metric)}." if gaps else ""
+def _missing(record: Record, what: str, metric: str, gaps: bool) -> str:
+    return f" No {what}: {cards.undefined(record, metric)}." if gaps else ""
 
 
 def _differences(record: Record, metric: str, names: Sequence[str]) -> list[list[Estimate]]:

@@ -61,6 +61,11 @@ def on_grid(grid: Grid, context: Context) -> None:
     folder = Path(named) if named else records.new_folder(Path("runs"), scenario.run.task.name)
     make_folder(folder)
 
+    if scenario.run.secure.aggregation:
+        raise UsageError(
+            "secure.aggregation: the processes that 'flwr run' starts share no secret; take 'fedward simulate --engine ray'"
+        )
+
     def engine(
         _scenario: Scenario, population: Population, plan: Plan, folder: Path, watch: rounds.Watch, done: Done
     ) -> None:
@@ -174,6 +179,7 @@ class Clock:
 def _compared(scenario: Scenario, population: Population, federated: Outcome, watcher: Watcher) -> dict[str, Any]:
     """Train the comparators and judge all models on the same test patients."""
     task = federated.coordinator.plan.task
+    coordinator = federated.coordinator.in_clear()  # comparators are the harness's own, which holds all patients
     tests: dict[str, dict[str, Statistics]] = {"federated": federated.tests}
     differences: dict[str, dict[str, Statistics]] = {}
     for name, comparator in baselines.COMPARATORS.items() if scenario.simulation.comparators else ():
@@ -182,8 +188,8 @@ def _compared(scenario: Scenario, population: Population, federated: Outcome, wa
         joint: dict[str, Statistics] = {}
         try:
             for trained in comparator.train(population, scenario.run, federated):
-                judged |= federated.coordinator.judge(trained)
-                joint |= federated.coordinator.compare(federated.model, trained)
+                judged |= coordinator.judge(trained)
+                joint |= coordinator.compare(federated.model, trained)
         except QuorumError as error:
             _log.warning("no comparison with %s training, which failed: %s", name, error)
             continue

@@ -37,9 +37,9 @@ def app_of(seats: Sequence[Seat]) -> ClientApp:
 class Crew:
     """Answers messages in this process until it has grown, then in worker processes."""
 
-    def __init__(self, seats: Sequence[Seat], scenario: str) -> None:
+    def __init__(self, seats: Sequence[Seat], scenario: str, secret: bytes) -> None:
         self._app = app_of(seats)
-        self._scenario = scenario
+        self._scenario, self._secret = scenario, secret
         self._processes: list[subprocess.Popen[bytes]] = []
         self._idle: queue.SimpleQueue[Line] = queue.SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
@@ -65,6 +65,7 @@ class Crew:
                 self._processes.append(process)
             line = Line(Connection(ours.detach()))
             line.connection.send_bytes(self._scenario.encode())
+            line.connection.send_bytes(self._secret)
             self._idle.put(line)
         self._threads = ThreadPoolExecutor(count)
 
@@ -124,7 +125,8 @@ class Line:
 
 def serve(connection: Connection) -> None:
     """Answer messages until the other end closes."""
-    population = hospitals.population_of(connection.recv_bytes().decode())
+    scenario, secret = connection.recv_bytes().decode(), connection.recv_bytes()
+    population = hospitals.population_of(scenario, secret)
     app = app_of(population.seats)
     content = RecordDict()
     while True:

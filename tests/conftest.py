@@ -78,8 +78,14 @@ class Federation:
         return read_run(merge(self.base, settings or {}))
 
     def seats(self, scripts: dict[str, Script] | None = None) -> list[Seat]:
+        from simulations import secagg
+
         scripts = scripts or {}
-        return [Seat(self.worker, hospital, scripts.get(hospital.name, plainly)) for hospital in self.hospitals]
+        shields = secagg.shields([hospital.name for hospital in self.hospitals], bytes(32))
+        return [
+            Seat(self.worker, hospital, scripts.get(hospital.name, plainly), shield)
+            for hospital, shield in zip(self.hospitals, shields, strict=True)
+        ]
 
     def grid(self, scripts: dict[str, Script] | None = None) -> Any:
         from simulations.engines import grid_of

@@ -75,7 +75,6 @@ ROWS = {
     17: Row(
         "secure aggregation with 0 to t drop-outs at every stage, and t + 1",
         "the exact sum up to t, an end at t + 1, no mask used twice",
-        "there is no secure aggregation yet",
     ),
     18: Row(
         "an empty table, one class, one patient, a drifted schema",

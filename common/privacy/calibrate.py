@@ -19,8 +19,7 @@ LEAST, MOST = 0.05, 1e6
 class Terms:
     """What one hospital's training is done under.
 
-    ``event`` is what one round releases, ``per_unit`` the most rows that a unit has, ``units`` how many there are. Where only a sum over hospitals is ever opened,
-    ``sharers`` is the fewest whose updates are in it: each adds that share of the noise's variance, so that the sum has all of it however many more there are.
+    ``event`` is what one round releases, ``per_unit`` the most rows that a unit has, ``units`` how many there are.
     """
 
     event: Event
@@ -28,12 +27,6 @@ class Terms:
     clip_norm: float
     per_unit: int
     units: int
-    sharers: int = 1
-
-    @property
-    def own_multiplier(self) -> float:
-        """Return the noise that this hospital adds, over its sum's sensitivity."""
-        return self.event.noise_multiplier / math.sqrt(self.sharers)
 
     @property
     def row_bound(self) -> float:

@@ -45,5 +45,5 @@ def accumulate(state: State, update: Update) -> None:
     """Add an update and the change of its control; raise `UpdateRejected` for an update that has none."""
     if update.control is None:
         raise UpdateRejected("control-missing", "the update holds no control variate, which SCAFFOLD needs")
-    add(state, "delta", update.delta, 1.0)
-    add(state, "control", update.control, 1.0)
+    add(state, "delta", update.delta, update.hospitals)
+    add(state, "control", update.control, update.hospitals)

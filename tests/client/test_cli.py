@@ -298,6 +298,8 @@ class TestStatus:
             assert (facts["running"], facts["connected"]) == (True, True)
             assert facts["programs"] == {"worker": 17, "tunnel": 18}
             assert (facts["federation"], facts["certificate_days"]) == ("trial", 89)
+            assert facts["key"] in run("hospital", "status", "site")
+            assert len(facts["key"]) == 64
             os.utime(site / "run" / "reached", (1e9, 1e9))
             assert "trial at 127.0.0.1:8443: not connected" in run("hospital", "status", "site")
         facts = json.loads(run("hospital", "status", "site", "--json"))

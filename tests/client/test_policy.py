@@ -209,6 +209,7 @@ class TestRules:
         assert refusal(allowing(), asking(cohort=("east", "north", "south", "south"))).code == "min_cohort"
 
     def test_hospitals_that_are_not_named_are_not_allowed_where_names_are(self):
+        permits(allowing(cohort=Names(f"{name}@{'ab' * 32}" for name in NAMES)), asking())
         policy = allowing(cohort=Names(NAMES))
         assert refusal(policy, asking(cohort=())).code == "cohort"
         assert refusal(policy, asking(hospitals=5)).code == "cohort"
@@ -390,6 +391,7 @@ class TestFile:
                 "allow.bundles: expected SHA-256 as 64 hexadecimal digits, got '2d08'",
             ),
             ("coordinators = []", 'coordinators = ["xy"]', "allow.coordinators: expected SHA-256"),
+            ("cohort = []", 'cohort = ["north@ab"]', "allow.cohort: expected NAME, or NAME@ and 64 hexadecimal digits"),
             ('["count", "task"]', '["counts"]', "allow.statistics: unknown part 'counts'; did you mean 'count'?"),
             ('minimum = "none"', 'minimum = "some"', "privacy.minimum: got 'some' (str)"),
             ("min_steps = 2", "min_steps = 20000", "limits.min_steps: above limits.max_steps"),

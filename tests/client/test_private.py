@@ -14,6 +14,7 @@ from common import wire
 from common.errors import ConfigError, PolicyRefused
 from common.messages import STATISTICS, TRAIN, Request, group, run_text
 from common.network import dumps, initial
+from common.privacy import accountant
 from common.privacy.events import from_text
 from common.privacy.noise import Source
 from common.tasks import task_of
@@ -104,12 +105,85 @@ class TestFull:
 
 
 class TestShared:
-    def test_the_fewest_whose_sum_is_opened_have_all_of_the_noise_together(self, config):
-        terms = replace(private.terms(hospital(), config(FULL), task_of(config(FULL).task)), sharers=3)
-        assert 3 * terms.own_multiplier**2 == pytest.approx(terms.event.noise_multiplier**2)
+    """Noise that hospitals share out: each adds a part in whole levels, after training without any."""
 
-    def test_where_nothing_opens_sums_alone_each_has_all_of_it(self, config):
-        assert private.sharers(config(FULL), 100) == 1
+    PRIVACY = {**FULL, "noise": "shared"}
+    SCALE = 2.0**20
+
+    def asked(self, config, at=None, **settings):
+        run = config(self.PRIVACY, secure={"aggregation": True, "examples": 100, **settings})
+        at = at or hospital()
+        reply, weights, examples = ask(run, at)
+        request = Request(run_text(run), {"weights": weights}, {"server-round": 1, "local-parts": ""})
+        return at, request, reply, examples
+
+    def test_the_update_itself_has_no_noise(self, config):
+        _, request, reply, examples = self.asked(config)
+        weights = request.arrays["weights"]
+        each = gradients(weights, examples)
+        each *= np.minimum(1, 0.5 / np.linalg.norm(each, axis=1))[:, None]
+        np.testing.assert_allclose(delta_of(reply, len(weights)), -0.4 * each.sum(0) / ROWS, atol=1e-6)
+
+    def test_the_parts_of_the_fewest_add_up_to_the_noise_that_the_event_claims(self, config):
+        """One patient more moves the weighted update by rate times bound over ``secure.examples``, and rounding by a level a value."""
+        total, count = 0, 3000
+        for number in range(3):
+            at, request, reply, _ = self.asked(config, hospital(key=lambda _, n=number: n.to_bytes(32, "big")))
+            total = total + private.shared_noise(at, request, reply, 3)(count, self.SCALE)
+        moved = 0.4 * 0.5 / 100 * self.SCALE + len(request.arrays["weights"]) ** 0.5
+        sigma = from_text(reply.texts["event"]).noise_multiplier * moved
+        assert stats.kstest(total / sigma, "norm").pvalue > 0.001
+
+    def test_it_is_the_same_for_the_same_charge(self, config):
+        at, request, reply, _ = self.asked(config)
+        first, second = (private.shared_noise(at, request, reply, 3)(50, self.SCALE) for _ in range(2))
+        np.testing.assert_array_equal(first, second)
+
+    def test_without_sharing_there_is_none(self, config):
+        run, at = config(FULL), hospital()
+        reply, weights, _ = ask(run, at)
+        request = Request(run_text(run), {"weights": weights}, {"server-round": 1, "local-parts": ""})
+        assert private.shared_noise(at, request, reply, 3) is None
+
+    def test_parts_that_would_not_be_equal_are_refused(self, config):
+        at, request, reply, _ = self.asked(config)
+        for changed in (
+            replace(request, arrays=request.arrays | {"control": request.arrays["weights"]}),
+            replace(request, options={**request.options, "local-parts": "head"}),
+        ):
+            with pytest.raises(ConfigError, match="more than that"):
+                private.shared_noise(at, changed, reply, 3)
+        at, request, reply, _ = self.asked(config, examples=ROWS - 1)
+        with pytest.raises(ConfigError, match=rf"{ROWS} patients weigh as {ROWS - 1}"):
+            private.shared_noise(at, request, reply, 3)
+
+    def test_noise_of_few_levels_is_refused_because_it_is_reckoned_as_continuous(self, config):
+        at, request, reply, _ = self.asked(config)
+        with pytest.raises(ConfigError, match=r"levels, below 32; take a smaller secure\.magnitude"):
+            private.shared_noise(at, request, reply, 10**6)(5, 1.0)
+
+    @pytest.mark.parametrize("shift", [1, 7, 32, 90])
+    def test_from_the_least_levels_on_the_delta_of_a_discrete_gaussian_is_that_of_a_continuous_one(self, shift):
+        sigma = private.LEAST_LEVELS
+        x = np.arange(-40 * sigma, 40 * sigma + 1)
+        here, there = -(x**2) / (2 * sigma**2), -((x - shift) ** 2) / (2 * sigma**2)
+        for at in (0.1, 1.0, 4.0):
+            gained = np.exp(there) * np.maximum(0.0, -np.expm1(np.minimum(at + here - there, 0.0)))
+            exact, reckoned = gained.sum() / np.exp(here).sum(), accountant.gaussian_delta(at, shift / sigma)
+            assert exact <= reckoned * 1.002 + 1e-12
+
+    @pytest.mark.parametrize(
+        ("privacy", "secure", "named"),
+        [
+            ({}, {"aggregation": False}, "privacy.noise"),
+            ({"method": "sgd"}, {}, "privacy.method"),
+            ({"unit": "patient"}, {}, "privacy.unit"),
+            ({}, {"neighbours": 2, "threshold": 0.8}, "secure.neighbours"),
+        ],
+    )
+    def test_what_does_not_add_up_is_refused_by_name(self, config, privacy, secure, named):
+        with pytest.raises(ConfigError, match=rf"^{named}: .* or set privacy.noise to 'hospital'$"):
+            config({**self.PRIVACY, **privacy}, secure={"aggregation": True, **secure})
 
 
 class TestSteps:

@@ -147,6 +147,6 @@ class TestAccount:
     def test_a_hospital_that_does_not_say_what_it_released_is_dropped(self, federation, text):
         config = federation.config({"privacy": {"epsilon": 2.0}})
         with pytest.raises(UpdateRejected) as refused:
-            checks._event_of(Reply(texts={"event": text}), config)
+            checks.event_of(Reply(texts={"event": text}), config)
         assert refused.value.code == "privacy"
-        assert checks._event_of(Reply(texts={"event": "[1.5, 0.1, 4]"}), config) == Event(1.5, 0.1, 4)
+        assert checks.event_of(Reply(texts={"event": "[1.5, 0.1, 4]"}), config) == Event(1.5, 0.1, 4)

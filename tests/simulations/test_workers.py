@@ -18,7 +18,7 @@ class Counting(Crew):
 @pytest.fixture
 def crew(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    return Counting([], "")
+    return Counting([], "", b"")
 
 
 def told(crew, seconds, left, asked):
@@ -33,7 +33,7 @@ def test_a_long_job_takes_every_core(crew):
 
 def test_no_more_processes_than_hospitals_are_asked_in_a_round(crew):
     assert told(crew, 1.0, WORTH_SECONDS + 1, asked=3) == 3
-    assert told(Counting([], ""), 1.0, WORTH_SECONDS + 1, asked=1) == 0
+    assert told(Counting([], "", b""), 1.0, WORTH_SECONDS + 1, asked=1) == 0
 
 
 def test_a_short_job_starts_none(crew):
