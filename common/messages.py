@@ -60,7 +60,7 @@ class Reply:
 
 
 PACKED = "packed"
-"""The name of the one array that holds an answer's statistics."""
+"""The name under which an answer's statistics stand, as bytes: to Flower an array is three things that travel by requests of their own, and this is one."""
 
 
 def run_text(config: RunConfig) -> str:
@@ -105,7 +105,7 @@ def unpack_reply(content: RecordDict) -> Reply:
     UpdateRejected
         With the code ``missing``, ``extra``, ``count`` or ``dtype``, for records that are not exactly those of `pack_reply`.
     """
-    wanted = {"arrays": ArrayRecord, "statistics": ArrayRecord, "metrics": MetricRecord, "config": ConfigRecord}
+    wanted = {"arrays": ArrayRecord, "statistics": ConfigRecord, "metrics": MetricRecord, "config": ConfigRecord}
     _only(content, wanted, "record")
     for name, kind in wanted.items():
         if not isinstance(content[name], kind):
@@ -119,24 +119,29 @@ def unpack_reply(content: RecordDict) -> Reply:
     return Reply(_arrays(content, "arrays"), unpack_statistics(content["statistics"]), count, texts)  # type: ignore[arg-type]
 
 
-def pack_statistics(statistics: Arrays) -> ArrayRecord:
-    """Lay statistics out as one Flower array."""
-    return wire.to_record({PACKED: wire.pack({name: _narrow(value) for name, value in statistics.items()})})
+def pack_statistics(statistics: Arrays) -> ConfigRecord:
+    """Lay statistics out as one Flower value."""
+    return ConfigRecord({PACKED: wire.pack({name: _narrow(value) for name, value in statistics.items()})})
 
 
-def unpack_statistics(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+def unpack_statistics(record: ConfigRecord) -> dict[str, NDArray[Any]]:
     """Undo `pack_statistics`; raise as `unpack_reply` does."""
-    _only(record, (PACKED,), "array of statistics")
+    _only(record, (PACKED,), "value among the statistics")
+    packed = record[PACKED]
+    if not isinstance(packed, bytes):
+        raise UpdateRejected("dtype", "statistics: expected bytes")
     return {
         name: value.astype(np.float64) if value.dtype.kind == "u" else value
-        for name, value in wire.unpack(wire.from_array(record[PACKED])).items()
+        for name, value in wire.unpack(packed).items()
     }
 
 
 def bytes_of(content: RecordDict) -> int:
-    """Return the bytes of all arrays in a message, as they travel."""
+    """Return the bytes of all arrays and statistics in a message, as they travel."""
     records = [record for record in content.values() if isinstance(record, ArrayRecord)]
-    return sum(len(array.data) for record in records for array in record.values())
+    statistics = content.get("statistics")
+    packed = statistics.get(PACKED, b"") if isinstance(statistics, ConfigRecord) else b""
+    return sum(len(array.data) for record in records for array in record.values()) + len(packed)  # type: ignore[arg-type]
 
 
 def _arrays(content: RecordDict, name: str) -> dict[str, NDArray[Any]]:

@@ -103,17 +103,17 @@ def from_record(record: "ArrayRecord") -> dict[str, NDArray[Any]]:
     return {name: from_array(array) for name, array in record.items()}
 
 
-def pack(arrays: Arrays) -> NDArray[np.uint8]:
-    """Lay named arrays end to end behind one line that describes them, as bytes ``(n,)``.
+def pack(arrays: Arrays) -> bytes:
+    """Lay named arrays end to end behind one line that describes them.
 
     Flower moves every array by requests of its own, of which a deployed round would make hundreds.
     """
     parts = [(name, np.asarray(values, _dtype(values.dtype.name))) for name, values in arrays.items()]
     head = json.dumps([[name, values.dtype.name, values.shape] for name, values in parts]).encode() + b"\n"
-    return np.frombuffer(b"".join([head, *(values.tobytes() for _, values in parts)]), np.uint8)
+    return b"".join([head, *(values.tobytes() for _, values in parts)])
 
 
-def unpack(packed: NDArray[Any]) -> dict[str, NDArray[Any]]:
+def unpack(packed: bytes) -> dict[str, NDArray[Any]]:
     """Undo `pack`; the arrays are read-only views of what arrived.
 
     Raises
@@ -121,7 +121,7 @@ def unpack(packed: NDArray[Any]) -> dict[str, NDArray[Any]]:
     UpdateRejected
         ``dtype`` where the line in front is not that of `pack`, ``shape`` where it does not fit the bytes behind it.
     """
-    head, _, data = packed.tobytes().partition(b"\n")
+    head, _, data = packed.partition(b"\n")
     try:
         described = [(str(name), _dtype(kind), tuple(shape)) for name, kind, shape in json.loads(head)]
     except (ValueError, TypeError, RecursionError):

@@ -148,7 +148,6 @@ class TestHostileReplies:
         assert code_of(good_records() | {"metrics": MetricRecord()}) == "missing"
         assert code_of(good_records() | {"metrics": MetricRecord({"num-examples": 7, SECRET: 1})}) == "extra"
 
-    @pytest.mark.parametrize("where", ["arrays", "statistics"])
     @pytest.mark.parametrize(
         ("array", "code"),
         [
@@ -159,10 +158,10 @@ class TestHostileReplies:
             (Array("float32", (2,), SECRET, b"\0" * 8), "dtype"),
         ],
     )
-    def test_an_array_that_is_none(self, where, array, code):
+    def test_an_array_that_is_none(self, array, code):
         record = ArrayRecord()
-        record["packed"] = array
-        assert code_of(good_records() | {where: record}) == code
+        record["values"] = array
+        assert code_of(good_records() | {"arrays": record}) == code
 
     @pytest.mark.parametrize(
         ("packed", "code"),
@@ -181,17 +180,17 @@ class TestHostileReplies:
         ],
     )
     def test_statistics_that_are_none(self, packed, code):
-        record = wire.to_record({"packed": np.frombuffer(packed, np.uint8)})
+        record = ConfigRecord({"packed": packed})
         assert code_of(good_records() | {"statistics": record}) == code
 
     @given(st.binary(max_size=200))
     def test_any_bytes_as_statistics_are_read_or_refused(self, packed):
-        record = wire.to_record({"packed": np.frombuffer(packed, np.uint8)})
+        record = ConfigRecord({"packed": packed})
         with suppress(UpdateRejected):
             unpack_reply(RecordDict(good_records() | {"statistics": record}))
 
     def test_another_array_beside_the_statistics(self):
-        record = wire.to_record({"packed": np.zeros(3, np.uint8), SECRET: np.zeros(1)})
+        record = ConfigRecord({"packed": b"[]\n", SECRET: b""})
         assert code_of(good_records() | {"statistics": record}) == "extra"
 
     def test_texts_of_another_kind_are_left_out(self):
