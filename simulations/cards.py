@@ -320,42 +320,49 @@ def _privacy_head(record: Record) -> str:
     )
 
 
-def _privacy_claim(record: Record) -> str:
-    """Say what was done for privacy: secure sums or none; and of differential privacy unit, relation, epsilon, delta, mechanism and who drew the noise."""
+def protection(record: Record) -> str:
+    """Say in a sentence what protected the patients beside that their rows stayed where they were."""
     account, secure = record.get("privacy") or {}, is_secure(record)
     learnt = (
-        "The coordinator learnt sums over the hospitals of a round, no single hospital's update, training loss or test figures."
+        "the coordinator learnt sums over the hospitals of a round, no single hospital's update, training loss or test figures"
         if secure
-        else "The coordinator saw the update of every single hospital."
+        else f"the coordinator saw the {'noised ' if account.get('noise_by') == 'each hospital' else ''}update of every single hospital"
     )
+    if account:
+        most = max((each["epsilon"] for each in account["spent"].values()), default=0.0)
+        used = f"Training was differentially private, epsilon {most:.3g} at delta {account['delta']:g} for one {account['unit']}, {'with' if secure else 'without'} secure aggregation"
+    elif secure:
+        used = "In this run secure aggregation was used, and no differential privacy"
+    else:
+        used = "In this run no differential privacy and no secure aggregation was used"
+    return f"{used}: {learnt}."
+
+
+def _privacy_claim(record: Record) -> str:
+    """Say what was done for privacy: secure sums or none; and of differential privacy unit, relation, epsilon, delta, mechanism and who drew the noise."""
+    account = record.get("privacy") or {}
     if not account:
-        used = (
-            "secure aggregation was used, and no differential privacy"
-            if secure
-            else "no differential privacy and no secure aggregation was used"
-        )
+        secure = is_secure(record)
         only = "" if secure else ", and that is the only protection"
         return (
-            f"**In this run {used}.** Patient rows stayed at the hospitals{only}. {learnt} "
+            f"**{protection(record)}** Patient rows stayed at the hospitals{only}. "
             f"Nothing bounds what {'the sums' if secure else 'the updates'} or the model tell about one patient."
         )
-    spent = account["spent"].values()
-    most = max((each["epsilon"] for each in spent), default=0.0)
     settings = flatten(record["config"])
     steps = (
         "one step a round on all rows"
         if settings["privacy.method"] == "full"
         else "steps on Poisson samples of the rows"
     )
-    how = (
-        f"Gradients were clipped row by row and noised at each hospital ({steps}), before the update left. The coordinator is not trusted with them"
-        if account["unit"] != "hospital"
-        else "Updates were clipped, summed and noised by the coordinator, which saw them as they were and is trusted with them"
-    )
+    how = {
+        "each hospital": f"Gradients were clipped row by row and noised at each hospital ({steps}), before the update left. The coordinator is not trusted with them",
+        "all hospitals together": f"Gradients were clipped row by row ({steps}), and each hospital added a part of the noise to its update before it was masked: the sum is private, one update alone is not, and nobody saw one",
+        "the coordinator": "Updates were clipped, summed and noised by the coordinator, which saw them as they were and is trusted with them",
+    }[account["noise_by"]]
+    rounds = max((each["rounds"] for each in account["spent"].values()), default=0)
     return (
-        f"**Training was differentially private: epsilon {most:.3g} at delta {account['delta']:g}, for one {account['unit']}** (neighbours: {account['relation']}; target: {account['target']:g}). "
-        f"{how}. Noise by {account['noise_by']}, Gaussian; composed over {max((each['rounds'] for each in spent), default=0):,} rounds by privacy loss distributions. "
-        f"{'Secure aggregation was used as well' if secure else 'No secure aggregation was used'}: {learnt[0].lower()}{learnt[1:]} "
+        f"**{protection(record)}** Neighbours: {account['relation']}; target: epsilon {account['target']:g}. {how}. "
+        f"The noise is Gaussian, and composed over {rounds:,} rounds by privacy loss distributions. "
         "A simulation draws its noise from its seed, so that it can be repeated: these numbers say what real hospitals would get, and this run itself protects nobody.\n\n"
         "Covered: the updates of all rounds, the model, and the sums that prepare the data. Not covered: how many patients each hospital trained on, which counts as known; "
         "the metrics, which are computed from test patients without noise; and the choice of settings, if it was made by looking at results on the same patients."
@@ -410,7 +417,7 @@ def _privacy_trust(record: Record) -> str:
         "## Who is trusted\n\n"
         f"- **The coordinator**{_coordinator_trust(record)}\n"
         f"- **The other hospitals** ({len(record['hospitals']):,} in all): each receives the shared model every round, and could compare two rounds.\n"
-        "- **Whoever gets the final model**: it may hold traces of single patients.\n"
+        f"- **Whoever gets the final model**: it may hold traces of single patients{', within epsilon' if record.get('privacy') else ''}.\n"
         "- **The network**, not at all, in a deployment with mutual TLS. This simulation had no network between hospitals."
     )
 
@@ -430,15 +437,20 @@ def _coordinator_trust(record: Record) -> str:
 
 
 def _privacy_gaps(record: Record) -> str:
+    account = record.get("privacy") or {}
+    attacks = (
+        f"- Gradient inversion and membership inference: epsilon bounds what they can tell of one {account['unit']}, and does not exclude them.\n"
+        if account
+        else "- Gradient inversion: rebuilding a patient's record from an update. It is easiest with few patients a hospital and few local steps.\n"
+        "- Membership inference: telling whether a patient was in the training data, from updates or from the final model.\n"
+    )
     shown = (
         "Counts are shown as they are, because the data are public."
         if record["data"]["public"]
         else f"Counts under {SMALL} are shown as <{SMALL}."
     )
     return (
-        "## What is not covered\n\n"
-        "- Gradient inversion: rebuilding a patient's record from an update. It is easiest with few patients a hospital and few local steps.\n"
-        "- Membership inference: telling whether a patient was in the training data, from updates or from the final model.\n"
+        f"## What is not covered\n\n{attacks}"
         "- Small hospitals: a metric or histogram over few patients can tell about one of them.\n"
         "- A hospital that sends false updates on purpose, beyond the checks of form and size.\n"
         f"- This report itself. {shown}\n\n"

@@ -149,7 +149,7 @@ def page(record: Record, curves: Curves) -> str:
         headline=words.metric_name(record["headline"]),
         caveat=cards.CAVEAT,
         synthetic=cards.SYNTHETIC,
-        secure=cards.is_secure(record),
+        protection=cards.protection(record),
         meanings=[(APPROACHES[name], cards.MEANINGS[name]) for name in cards.approaches(record)],
         facts=facts(record),
         drawings=_drawings(record, curves),

@@ -332,8 +332,8 @@ def test_the_privacy_statement_says_unit_relation_epsilon_delta_mechanism_and_wh
         {**record, "config": record["config"] | settings, "privacy": account | {"spent": spent}}
     )
     for said in (
-        "epsilon 0.998 at delta 0.0001, for one record",
-        "neighbours: add or remove one",
+        "epsilon 0.998 at delta 0.0001 for one record",
+        "Neighbours: add or remove one",
         "Noise by each hospital, Gaussian; composed over 10 rounds",
         "one step a round on all rows",
         "none; public ranges stood in",
