@@ -334,7 +334,9 @@ def test_the_privacy_statement_says_unit_relation_epsilon_delta_mechanism_and_wh
     for said in (
         "epsilon 0.998 at delta 0.0001 for one record",
         "Neighbours: add or remove one",
-        "Noise by each hospital, Gaussian; composed over 10 rounds",
+        "noised at each hospital (one step a round",
+        "The noise is Gaussian, and composed over 10 rounds",
+        "the coordinator saw the noised update of every single hospital",
         "one step a round on all rows",
         "none; public ranges stood in",
         "The coordinator**: it sees every hospital's noised updates",
