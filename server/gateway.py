@@ -255,16 +255,18 @@ class Gateway:
 
     async def _listen(self) -> None:
         """Wake the nodes that wait whenever the coordinator has sent a message; see `server.superlink`."""
-        count = ""
+        known = ""
         while True:
             try:
-                answer = await self._client.get(f"{self._upstream}{NEWS}?{count}", timeout=TIMEOUT)
+                answer = await self._client.get(f"{self._upstream}{NEWS}?{known}", timeout=TIMEOUT)
                 count = answer.text if answer.is_success else ""
             except httpx.TransportError:
                 count = ""
             if not count:
                 await asyncio.sleep(DEAF_SECONDS)
-            self._wake()
+            if count != known or not count:
+                self._wake()
+            known = count
 
     def _wake(self) -> None:
         """Have the nodes that wait look again."""

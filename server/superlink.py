@@ -25,8 +25,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = ("/v1/fleet/", "/v1/runtime/", "/health")
 """Routes that have proofs of their own: the node's signature, the task's token, the secret of who may take up work."""
 NEWS, PUSHED = "/fedward/news", "/v1/runtime/push-messages"
-NEWS_SECONDS = 20.0
-"""How long who asks for news waits at most."""
+NEWS_SECONDS = 2.0
+"""How long who asks for news waits at most: this process ends when nobody waits any more."""
 
 
 CONCERNS = {"Control": "/v1/control/", "NodeAuth": "/v1/fleet/", "Fleet": "/v1/fleet/"}
