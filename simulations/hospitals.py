@@ -99,14 +99,20 @@ def populate(scenario: Scenario, secret: bytes | None = None) -> Population:
     if not any(rows_of(hospital.test) for hospital in hospitals):
         raise ConfigError("simulation.test: no hospital has a test patient; take a larger share, or fewer hospitals")
     worker, secret = Worker(), secret or os.urandom(32)
-    shields = secagg.shields([hospital.name for hospital in hospitals], secret)
-    seats = [
-        seat_for(
-            worker, hospital, settings.faults, seed, replace(shield, noise=partial(private.shared_noise, hospital))
-        )
-        for hospital, shield in zip(hospitals, shields, strict=True)
-    ]
+    seats = seats_of(worker, hospitals, secret, settings.faults, seed)
     return Population(dataset, table, hospitals, seats, worker, secret)
+
+
+def seats_of(
+    worker: Worker, hospitals: Sequence[Hospital], secret: bytes, faults: FaultsConfig = INTACT, seed: int = 0
+) -> list[Seat]:
+    """Return the seats of virtual hospitals, who can make secure sums among each other under the run's ``secret``."""
+    shields = secagg.shields([hospital.name for hospital in hospitals], secret)
+    noises = (partial(private.shared_noise, hospital) for hospital in hospitals)
+    return [
+        seat_for(worker, hospital, faults, seed, replace(shield, noise=noise))
+        for hospital, shield, noise in zip(hospitals, shields, noises, strict=True)
+    ]
 
 
 def _hospital(name: str, rows: Array, table: Table, scenario: Scenario, *, flip: bool) -> Hospital:
