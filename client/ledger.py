@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -156,10 +156,10 @@ class Ledger:
         with self._changing():
             self._rows("UPDATE charges SET used = 1 WHERE identity = ?", question.identity)
 
-    def check(self, events: Iterable[Event]) -> None:
-        """Refuse what the budget does not have, without writing anything; raises as `reserve`."""
+    def check(self, events: Iterable[Event], run: str) -> None:
+        """Refuse a whole run that the budget does not have, without writing anything; raises as `reserve`. What the run has spent already, as before it was interrupted, is among ``events``."""
         with self._changing():
-            self._check(events)
+            self._check(events, run)
 
     def spent(self, delta: float) -> float:
         """Return the epsilon, at ``delta``, of all charges together."""
@@ -181,11 +181,12 @@ class Ledger:
         """Close the file."""
         self._file.close()
 
-    def _check(self, events: Iterable[Event]) -> None:
+    def _check(self, events: Iterable[Event], run: str = "") -> None:
         budget = self._budget()
         if budget is None:
             return
-        before = self._events()
+        others = self._rows("SELECT event FROM charges WHERE run <> ?", _short(run))
+        before = [from_text(text) for (text,) in others]
         after = epsilon([*before, *events], budget.delta)
         if after > budget.epsilon:
             spent = epsilon(before, budget.delta)
@@ -231,6 +232,8 @@ class _Transaction:
         try:
             self.file.execute("ROLLBACK" if kind else "COMMIT")
         except sqlite3.Error as failed:
+            with suppress(sqlite3.Error):
+                self.file.execute("ROLLBACK")
             raise self.broken(failed) from None
         finally:
             self.lock.release()

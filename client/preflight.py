@@ -174,7 +174,9 @@ def rules(site: Site) -> Finding:
     from common.tasks import read_run
 
     found = _policy(site)
-    cohort = tuple({*found.allow.cohort, site.name}) if found.allow.cohort else ()
+    cohort = (
+        tuple({*(entry.partition("@")[0] for entry in found.allow.cohort), site.name}) if found.allow.cohort else ()
+    )
     asked = policy.Asked(
         messages.STATISTICS,
         Choice(site.task),

@@ -36,6 +36,8 @@ WIDEST = 64
 """Rows of one batch where all rows make one step."""
 CHARGE = "charge"
 """The text by which an answer says, to the gate and not beyond it, which charge its noise belongs to."""
+TAIL = 8
+"""Standard deviations of the sum's noise that the ring has to hold."""
 LEAST_LEVELS = 32
 """Least deviation of the noise that a hospital adds in whole levels; the delta of a discrete Gaussian is above the continuous one's by 0.2 % at most from there on."""
 MOST_NUMBERS = 2**28
@@ -66,6 +68,14 @@ def units_of(hospital: Hospital, config: RunConfig) -> list[Array]:
     ConfigError
         When patients are to be protected and the hospital does not know whose each row is.
     """
+    if (
+        config.privacy.unit == "record"
+        and hospital.patients is not None
+        and len(set(hospital.patients.tolist())) < len(hospital.patients)
+    ):
+        raise ConfigError(
+            "privacy.unit: some patients have several rows, of which 'record' protects one alone; set it to 'patient'"
+        )
     if config.privacy.unit == "record":
         return list(np.arange(rows_of(hospital.train))[:, None])
     if hospital.patients is None:
@@ -120,10 +130,16 @@ def shared_noise(hospital: Hospital, request: Request, reply: Reply, fewest: int
     agreed = terms(hospital, config, task_of(config.task))
     source = Source(hospital.ledger.key(reply.texts[CHARGE]))
     length = math.sqrt(len(request.arrays["weights"]))
+    # The update is the difference of two weights, each rounded to a float32.
+    rounding = float(np.spacing(np.abs(request.arrays["weights"]).max(initial=1.0).astype(np.float32)))
     moved = learning_rate(config, int(request.options["server-round"])) * agreed.clip_norm / config.secure.examples
 
     def levels(count: int, scale: float) -> NDArray[np.int64]:
-        sigma = agreed.event.noise_multiplier * (moved * scale + length) / math.sqrt(fewest)
+        sigma = agreed.event.noise_multiplier * (moved * scale + length * (1.0 + rounding * scale)) / math.sqrt(fewest)
+        if TAIL * sigma * math.sqrt(fixed.HOSPITALS) > fixed.ROOM:
+            raise ConfigError(
+                f"secure.magnitude: noise of {sigma:.3g} levels would not fit the {fixed.ROOM:,} there are; take a larger secure.magnitude, or less noise"
+            )
         if sigma < LEAST_LEVELS:
             raise ConfigError(
                 f"secure.magnitude: the noise has a deviation of {sigma:.3g} levels, below {LEAST_LEVELS}; take a smaller secure.magnitude or secure.examples"

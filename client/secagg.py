@@ -145,6 +145,9 @@ def _covered(
     options = request.options
     present = _names(options["present"])
     packages = dict(zip(present, _rows(request.arrays["packages"]), strict=True))
+    session.check(str(options["sum"]), packages)
+    if len(set(present)) < len(present):
+        raise refused("session", "a hospital is named twice among those that dealt")
     plain = clear()
     vectors = [plain.arrays[name] for name in ("values", "control/values") if name in plain.arrays]
     controls = "control" in request.arrays
@@ -160,8 +163,10 @@ def _covered(
     counted = min(plain.num_examples, most)
     counts = {fixed.EXAMPLES: np.array(plain.num_examples, np.float64), fixed.WEIGHT: np.array(counted, np.float64)}
     noise = shield.noise(request, plain, session.smallest)
+    if request.config.privacy.shared and kind == TRAIN and noise is None:
+        raise refused("session", "the run has hospitals share the noise, and this one has none to add")
     words = frame.write({**plain.statistics, **counts}, vectors, 1.0 if controls else counted / most, noise)
-    session.cover(str(options["sum"]), packages, words)
+    session.cover(str(options["sum"]), packages, words, request.digest)
     # What was released of how many patients is public, as their count is.
     return Reply({"masked": words}, texts={name: text for name, text in plain.texts.items() if name == "event"})
 

@@ -116,7 +116,7 @@ def _patience(message: Message) -> float:
     """Return how many seconds the run of a message waits for its answer; without end where it does not say, which the gate will refuse."""
     try:
         return messages.run_config(str(message.content["config"]["run"])).limits.deadline_seconds
-    except (FedwardError, KeyError, ValueError, TypeError):
+    except (FedwardError, KeyError, ValueError, TypeError, RecursionError):
         return math.inf
 
 

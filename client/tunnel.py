@@ -254,9 +254,12 @@ def proxy_for(host: str) -> httpx.Proxy | None:
     if not url or urllib.request.proxy_bypass(host):
         return None
     try:
-        return httpx.Proxy(url if "://" in url else f"http://{url}")
+        proxy = httpx.Proxy(url if "://" in url else f"http://{url}")
     except (ValueError, httpx.InvalidURL):
-        raise UsageError("HTTPS_PROXY: expected a URL such as http://proxy.example.org:3128") from None
+        proxy = None
+    if proxy is None or proxy.url.scheme not in ("http", "https"):
+        raise UsageError("HTTPS_PROXY: expected a URL such as http://proxy.example.org:3128")
+    return proxy
 
 
 def explained(error: Exception, gateway: str, shown: bytes, otherwise: str) -> str:

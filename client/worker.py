@@ -34,6 +34,8 @@ State = dict[str, NDArray[Any]]
 """What a hospital keeps between rounds: its local weights, its control variate, what lossy codecs have not yet sent."""
 
 
+LARGEST = 1e3
+"""Largest weight of a model that is trained under differential privacy."""
 MOST_MODELS = 8
 """Models that a worker holds at a time, each with its compiled functions."""
 
@@ -92,7 +94,7 @@ class Worker:
     def _summed_privately(self, hospital: Hospital, task: Task, request: Request) -> Statistics:
         """Return the task's sums with their noise, charged; what the whole run would spend is looked at before anything is told."""
         config = request.config
-        hospital.ledger.check(private.whole_run(hospital, config, task))
+        hospital.ledger.check(private.whole_run(hospital, config, task), request.run)
         event = private.first_event(config, task)
         if event is None:
             return private.statistics(hospital, config, task, None)
@@ -147,6 +149,7 @@ class Worker:
     ) -> tuple[training.Trained, dict[str, str]]:
         """Train under differential privacy, and say what is released; it is charged before anything is drawn. The loss over training patients stays here, since no noise covers it."""
         terms, method = private.terms(hospital, request.config, prepared.task), _method(prepared, request)
+        _check_range(request.arrays)
         event, correction = terms.event, _correction(method, request, state)
         bounds, size = private.Bounds(terms.row_bound, terms.per_unit), private.numbers(prepared.network, event.count)
         fit = self._compiled(prepared, method, held, bounds)
@@ -160,7 +163,8 @@ class Worker:
             if shared_out
             else source.normals(size).reshape(event.count, -1)
         )
-        seeds = np.random.default_rng(_seed(hospital, request)).integers(2**31, size=2)
+        # From the secret source: who knew them would know whose row was dropped out or shifted how, and one row more moves all others'.
+        seeds = source.words(2, np.uint32) >> np.uint32(1)
         draw = np.array([*seeds, len(drawn.rows)], np.int32)
         pace = np.array([*_pace(request), terms.event.noise_multiplier, terms.sample], np.float32)
         arrays = private.widened(drawn, normals) if method.xla else (drawn.rows, drawn.ends, normals)
@@ -266,6 +270,13 @@ def _parts(hospital: Hospital) -> dict[str, Records]:
 def _count_classes(task: Task, records: Records) -> NDArray[np.float64]:
     labels = task.classify(records)
     return np.bincount(labels, minlength=len(task.classes)).astype(np.float64)
+
+
+def _check_range(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse weights so large that a row could make a gradient overflow: that is a bit which no noise covers. Depends on no patient."""
+    for array in arrays.values():
+        if array.dtype.kind == "f" and not np.abs(array).max(initial=0.0) <= LARGEST:
+            raise UpdateRejected("range", f"the model sent holds a weight that is not within {LARGEST:g} of 0")
 
 
 def _pace(request: Request) -> list[float]:

@@ -258,7 +258,7 @@ class RunConfig:
 def _check_privacy(run: RunConfig) -> None:
     """Refuse settings with which what is claimed of a run's privacy would not hold."""
     privacy = run.privacy
-    if privacy.at_hospitals and run.stopping.patience:
+    if (privacy.at_hospitals or privacy.at_coordinator) and run.stopping.patience:
         raise ConfigError(
             "stopping.patience: which round is kept would be chosen by validation patients without noise, and no epsilon covers that; set it to 0, or privacy.epsilon to inf"
         )

@@ -15,6 +15,7 @@ Requests are plain records: texts and numbers under ``config``, arrays under ``a
 same object from round to round, so that a hospital parses it once. Under secure aggregation ``train`` and ``evaluate`` are answered by one masked vector.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 
 from common import wire
 from common.config import RunConfig, as_table, parse
-from common.errors import UpdateRejected
+from common.errors import ConfigError, UpdateRejected
 
 STATISTICS, TRAIN, EVALUATE, COMPARE = "query.statistics", "train", "evaluate", "query.compare"
 KEYS, SHARES = "query.keys", "query.shares"
@@ -47,6 +48,15 @@ class Request:
     def config(self) -> RunConfig:
         """Return the run's settings."""
         return run_config(self.run)
+
+    @property
+    def digest(self) -> bytes:
+        """Return the SHA-256 of all of it."""
+        told = hashlib.sha256(json.dumps([self.run, sorted(self.options.items())]).encode())
+        for name, array in sorted(self.arrays.items()):
+            told.update(f"{name}\x1f{array.dtype}{array.shape}".encode())
+            told.update(np.ascontiguousarray(array).tobytes())
+        return told.digest()
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,10 @@ def run_text(config: RunConfig) -> str:
 @lru_cache(maxsize=16)
 def run_config(text: str) -> RunConfig:
     """Read a run's settings as they travel."""
-    return parse(RunConfig, json.loads(text))
+    try:
+        return parse(RunConfig, json.loads(text))
+    except (ValueError, RecursionError):
+        raise ConfigError("the run's settings cannot be read: expected JSON") from None
 
 
 def pack_request(run: str, arrays: Arrays, options: Mapping[str, bool | int | float | str]) -> RecordDict:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from common.config import RunConfig
 from common.errors import QuorumError, UpdateRejected
-from common.messages import EVALUATE, KEYS, SHARES, TRAIN, Reply
+from common.messages import EVALUATE, KEYS, SHARES, TRAIN, Reply, unpack_request
 from common.secagg import fixed, keys, protocol, shares
 from common.secagg.fixed import Frame
 from common.secagg.keys import Card
@@ -146,6 +146,7 @@ class SecureSums:
         packages = _rows([gathering.packages[name] for name in present])
         options = {**step.options, **more, "sum": step.label, "present": "\n".join(present)}
         content = channel.lay({**step.arrays, "packages": packages}, options)
+        gathering.request = unpack_request(content).digest
         seconds = self._config.limits.deadline_seconds
         for name, reply in channel.ask(dict.fromkeys(present, content), kind, step.label, seconds):
             try:

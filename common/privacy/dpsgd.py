@@ -243,9 +243,13 @@ def _product(variable: Any, a: Any, g: Any) -> tuple[Any, Sums]:
         return _squares(a) * _squares(g), lambda factor: [(variable, tf.matmul(a, _weigh(g, factor), transpose_a=True))]
     places, i, j = a.shape[1], a.shape[2], g.shape[2]
     if places * (i + j) < i * j:
-        grams = tf.matmul(a, a, transpose_b=True) * tf.matmul(g, g, transpose_b=True)
+        wide_a, wide_g = (
+            tf.cast(a, tf.float64),
+            tf.cast(g, tf.float64),
+        )  # terms may cancel, and what is left has to be right
+        grams = tf.matmul(wide_a, wide_a, transpose_b=True) * tf.matmul(wide_g, wide_g, transpose_b=True)
         flat = tf.reshape(a, [-1, i])
-        return tf.reduce_sum(grams, [1, 2]), lambda factor: [
+        return tf.cast(tf.reduce_sum(grams, [1, 2]), tf.float32), lambda factor: [
             (variable, tf.matmul(flat, tf.reshape(_weigh(g, factor), [-1, j]), transpose_a=True))
         ]
     each = tf.matmul(a, g, transpose_a=True)
@@ -344,8 +348,9 @@ def _embedding(layer: Any, inputs: Any, tape: Any) -> tuple[Any, Use]:
     def finish(gradients: list[Any]) -> tuple[Any, Sums]:
         g, places = _placed(gradients[0], layer.output_dim), tf.reshape(words, [tf.shape(words)[0], -1])
         g = g if g.shape.rank == 3 else g[:, None]
-        same = tf.cast(places[:, :, None] == places[:, None, :], g.dtype)
-        squared = tf.reduce_sum(tf.matmul(g, g, transpose_b=True) * same, [1, 2])
+        wide = tf.cast(g, tf.float64)
+        same = tf.cast(places[:, :, None] == places[:, None, :], wide.dtype)
+        squared = tf.cast(tf.reduce_sum(tf.matmul(wide, wide, transpose_b=True) * same, [1, 2]), tf.float32)
         flat = tf.reshape(places, [-1])
         return squared, lambda factor: [
             (

@@ -98,6 +98,8 @@ class Frame:
     def _round(self, part: Vector, weight: float, noise: Noise | None, out: Words) -> None:
         settings = self.settings
         scale = scale_of(settings, self.hospitals)
+        if noise:  # a refusal would tell, without noise, whether a value is beyond the range
+            part = np.clip(np.nan_to_num(part, nan=0.0), -settings.magnitude / weight, settings.magnitude / weight)
         peak = max(float(part.max(initial=0.0)), -float(part.min(initial=0.0)))
         if not peak * weight <= settings.magnitude:  # NaN too
             raise UpdateRejected(

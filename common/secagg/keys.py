@@ -5,6 +5,7 @@ that and the run. Who has checked all cards shares a secret with every other hos
 """
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 from common import certificates, keys
 from common.errors import DataError, UpdateRejected
 
-PUBLIC, SIGNATURE, TAG = 32, 64, 16
+PUBLIC, SIGNATURE, TAG, NONCE = 32, 64, 16, 12
+SEAL = NONCE + TAG
 """Bytes of a public key, of a signature by `sign`, and what `seal` adds."""
 _CARD = b"fedward secure aggregation card 1"
 
@@ -169,13 +171,14 @@ def is_signed(public: bytes, content: bytes, signature: bytes) -> bool:
 
 
 def seal(secret: bytes, purpose: bytes, content: bytes) -> bytes:
-    """Encrypt for the one other holder of a secret; ``purpose`` is another one for each content, so that no key serves twice."""
-    return AESGCM(derive(secret, purpose)).encrypt(bytes(12), content, None)
+    """Encrypt for the one other holder of a secret, for a ``purpose``; `SEAL` bytes longer than the content."""
+    nonce = os.urandom(NONCE)
+    return nonce + AESGCM(derive(secret, purpose)).encrypt(nonce, content, None)
 
 
 def unseal(secret: bytes, purpose: bytes, sealed: bytes) -> bytes | None:
     """Undo `seal`; None for what was not sealed with this secret for this purpose."""
     try:
-        return AESGCM(derive(secret, purpose)).decrypt(bytes(12), sealed, None)
-    except InvalidTag:
+        return AESGCM(derive(secret, purpose)).decrypt(sealed[:NONCE], sealed[NONCE:], None)
+    except (InvalidTag, ValueError):
         return None

@@ -35,7 +35,7 @@ ROUNDING = 1e-9
 ECHO = 32
 PACKAGE = keys.PUBLIC + 32 + ECHO + keys.SIGNATURE
 """Bytes of what a hospital deals in public: a key, the digest of a seed, the echo of the last list that it was shown, a signature."""
-SEALED = 2 * shares.SHARE + keys.TAG
+SEALED = 2 * shares.SHARE + keys.SEAL
 """Bytes of what it deals to one neighbour: a share of its key and one of its seed."""
 
 Bytes = NDArray[np.uint8]
@@ -80,21 +80,25 @@ class Sum:
 
     @property
     def smallest(self) -> int:
-        """Return over how many hospitals a sum is opened at least, in a complete graph, also by a coordinator that shows different lists; see `Session`."""
+        """Return over how many hospitals a sum is opened at least, in a complete graph, also by a coordinator that shows different lists.
+
+        To take the others of ``needed`` hospitals out of a sum takes ``needed`` shares of each one's key, and nobody gives shares of more than ``count - needed`` keys.
+        """
         count, needed = len(self.cohort), self.fewest
-        return max(count - count * (count - needed) // needed, 2)
+        return max(ceil((needed**2 - count * (count - needed)) / (2 * needed - count)), 1)
 
     def package(self, name: str, content: bytes) -> bytes:
-        """Return what a hospital signs of what it deals."""
-        return self._purpose("package", name, content)
+        """Return what a hospital signs of what it deals, for whom and under which terms."""
+        terms = json.dumps(vars(self.settings), sort_keys=True)
+        return self._purpose("package", name, content, terms, joined(*self.cohort))
 
     def letter(self, sender: str, receiver: str) -> bytes:
         """Return for what purpose shares are sealed."""
         return self._purpose("share", sender, receiver)
 
-    def pair(self, one: str, other: str) -> bytes:
-        """Return for what purpose two hospitals agree on a mask."""
-        return self._purpose("mask", *sorted((one, other)))
+    def pair(self, one: str, other: str, request: bytes) -> bytes:
+        """Return for what purpose two hospitals agree on a mask: for answers to one and the same request."""
+        return self._purpose("mask", *sorted((one, other)), request)
 
     def echo(self, present: Iterable[str], survivors: Iterable[str]) -> bytes:
         """Return what stands for a list of survivors that a hospital was shown; its first half stands for the sum alone."""
@@ -143,6 +147,7 @@ class Session:
     echo: bytes = bytes(ECHO)
     dealt: Dealt | None = None
     ended: bool = False
+    covered: list[str] = field(default_factory=list)
 
     @classmethod
     def begin(cls, identity: Identity, run: bytes, before: Self | None = None) -> tuple[Self, Card]:
@@ -180,6 +185,9 @@ class Session:
         """Make new secrets for one sum; return the signed package, and what each neighbour gets, in the order of their names. What was dealt before is forgotten."""
         if not self.roster or not {self.name} <= set(cohort) <= set(self.signers) or len(set(cohort)) < len(cohort):
             raise refused("session", "this hospital has not agreed on keys with those that the sum is made of")
+        if label in self.covered:
+            # Shares of one deal would otherwise open what is covered in the name of another.
+            raise refused("session", "this hospital has covered a vector for a sum of this name already")
         _at_least(len(cohort), max(FEWEST, least), "hospitals in the sum")
         this = Sum(self.roster, label, tuple(sorted(cohort)), settings)
         key, seed, holders = draw(32), draw(shares.SECRET), this.holders(self.name)
@@ -191,19 +199,29 @@ class Session:
         letters = [keys.seal(self.secrets[name], this.letter(self.name, name), pair) for name, pair in pairs.items()]
         return signed, letters
 
-    def cover(self, label: str, packages: Mapping[str, bytes], vector: Words) -> None:
-        """Mask a vector, shape ``(n,)``, in place, for those who dealt."""
+    def check(self, label: str, packages: Mapping[str, bytes]) -> None:
+        """Refuse what `cover` would refuse."""
         dealt = self._turn(label, covered=False)
         this, present = dealt.sum, tuple(sorted(packages))
         if not {self.name} <= set(present) <= set(this.cohort):
             raise refused("session", "the packages are not of this sum's hospitals, this one among them")
         _at_least(len(present), this.fewest, "hospitals with packages")
+        for name in this.neighbours(self.name):
+            if name in packages:
+                self._checked(this, name, packages[name])
+
+    def cover(self, label: str, packages: Mapping[str, bytes], vector: Words, request: bytes = b"") -> None:
+        """Mask a vector, shape ``(n,)``, in place, for those who dealt; ``request`` stands for all that it answers, so that masks on answers to different requests do not cancel."""
+        self.check(label, packages)
+        dealt = self._turn(label, covered=False)
+        this, told = dealt.sum, _hash("request", joined(*sorted(packages)), request)
         seeds = {
-            name: keys.agree(dealt.key, self._checked(this, name, packages[name]), this.pair(self.name, name))
+            name: self._mask(dealt, packages[name][: keys.PUBLIC], this.pair(self.name, name, told))
             for name in this.neighbours(self.name)
             if name in packages
         }
-        dealt.present = present
+        dealt.present = tuple(sorted(packages))
+        self.covered.append(label)
         plus = [seed for name, seed in seeds.items() if self.name < name]
         masks.apply(vector, [*plus, dealt.seed], [seed for name, seed in seeds.items() if self.name > name])
 
@@ -248,6 +266,12 @@ class Session:
         except ValueError:
             raise refused("identity", "a hospital's card holds a key on which nobody can agree in secret") from None
 
+    def _mask(self, dealt: Dealt, public: bytes, purpose: bytes) -> bytes:
+        try:
+            return keys.agree(dealt.key, public, purpose)
+        except ValueError:
+            raise refused("identity", "a hospital dealt a key on which nobody can agree in secret") from None
+
     def _turn(self, label: str, *, covered: bool) -> Dealt:
         dealt = self.dealt
         if dealt is None or dealt.sum.label != label or bool(dealt.present) != covered:
@@ -277,6 +301,7 @@ class Gathering:
     def __init__(self, this: Sum, signers: Mapping[str, bytes]) -> None:
         self.sum = this
         self.packages: dict[str, bytes] = {}
+        self.request = b""
         self.survivors: list[str] = []
         self._signers = signers
         self._letters: dict[str, dict[str, bytes]] = {name: {} for name in this.cohort}
@@ -334,12 +359,13 @@ class Gathering:
 
     def _seeds(self, found: Mapping[str, Mapping[int, bytes]]) -> tuple[list[bytes], list[bytes]]:
         """Return the seeds of the masks that are to be added and taken away: those that survivors share with who dropped out, and the survivors' own."""
+        told = _hash("request", joined(*sorted(self.packages)), self.request)
         plus, minus = list[bytes](), [self._secret(name, found[name], survived=True) for name in self.survivors]
         for gone in sorted(set(self.packages) - set(self.survivors)):
             left = sorted(set(self.sum.neighbours(gone)) & set(self.survivors))
             key = self._secret(gone, found[gone], survived=False) if left else b""
             for name in left:
-                seed = keys.agree(key, self.packages[name][: keys.PUBLIC], self.sum.pair(gone, name))
+                seed = keys.agree(key, self.packages[name][: keys.PUBLIC], self.sum.pair(gone, name, told))
                 (minus if name < gone else plus).append(seed)
         return plus, minus
 

@@ -108,10 +108,18 @@ class TestBudget:
 
     def test_a_look_ahead_writes_nothing(self, path):
         ledger = Ledger(path, lambda: LIFETIME)
-        ledger.check([Event(5.0)])
+        ledger.check([Event(5.0)], "run")
         with pytest.raises(PolicyRefused):
-            ledger.check([Event(5.0, count=1000)])
+            ledger.check([Event(5.0, count=1000)], "run")
         assert ledger.table(1e-5) == []
+
+    def test_a_run_that_goes_on_is_not_held_against_itself(self, path):
+        ledger = Ledger(path, lambda: Budget(1.0, 1e-5))
+        whole = Event(12.0, count=6)
+        ledger.reserve(question(1), whole)
+        ledger.check([whole], question(1).run)
+        with pytest.raises(PolicyRefused):
+            ledger.check([whole], "another run")
 
     def test_threads_cannot_overspend_together(self, path):
         ledger, allowed = Ledger(path, lambda: Budget(1.0, 1e-5)), []

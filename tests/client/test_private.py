@@ -11,7 +11,7 @@ from client.hospital import Hospital
 from client.ledger import Budget, Ledger
 from client.worker import Worker
 from common import wire
-from common.errors import ConfigError, PolicyRefused
+from common.errors import ConfigError, PolicyRefused, UpdateRejected
 from common.messages import STATISTICS, TRAIN, Request, group, run_text
 from common.network import dumps, initial
 from common.privacy import accountant
@@ -102,6 +102,20 @@ class TestFull:
         scale = 0.4 * from_text(reply.texts["event"]).noise_multiplier * 0.5 / ROWS
         centred = (np.array(draws) - np.mean(draws, 0)) / scale * np.sqrt(60 / 59)
         assert stats.kstest(centred.ravel(), "norm").pvalue > 0.001
+
+
+class TestRange:
+    def test_weights_that_would_make_a_row_overflow_are_refused_before_anything_is_charged(self, config):
+        run, at = config(FULL), hospital()
+        _, weights, _ = ask(run, hospital())
+        for value in (1e30, np.inf, np.nan):
+            with pytest.raises(UpdateRejected, match="within 1000 of 0"):
+                ask(run, at, weights=np.full_like(weights, value))
+        assert at.ledger.table(1e-4) == []
+
+    def test_patients_with_several_rows_are_not_taken_for_records(self, config):
+        with pytest.raises(ConfigError, match="set it to 'patient'"):
+            ask(config(FULL), hospital(ids=np.arange(ROWS) // 2))
 
 
 class TestShared:

@@ -246,7 +246,7 @@ class TestShield:
             return federation.run(config, grid=grid_of(seats))
 
         noised = weights(lambda hospital: partial(shared_noise, hospital))
-        plain = weights(lambda _: lambda *_: None)
+        plain = weights(lambda _: lambda *_: lambda count, _scale: np.zeros(count, np.int64))
         difference = noised.model.weights.astype(np.float64) - plain.model.weights
         event = from_text(noised.rounds[0].events[hospitals[0].name])
         moved = 0.4 / 200 + len(difference) ** 0.5 / (2**30 / 4)

@@ -67,7 +67,7 @@ class TestRun:
         assert "no single hospital's update, training loss or test figures" in statement
         assert "it sees every hospital's update" not in statement
         assert "only the hospitals' sum is known" in card
-        assert "learnt sums over the hospitals, and no single hospital's update or figures" in " ".join(page.split())
+        assert "learnt sums over the hospitals of a round, no single hospital&#39;s update" in " ".join(page.split())
         metrics = (folder / "metrics.csv").read_text().splitlines()[1:]
         assert {line.split(",")[1] for line in metrics} == {"*"}
 

@@ -1,8 +1,13 @@
 """Per-example gradients by layers are those of a plain loop, for every kind of layer, and no row moves the sum further than its bound."""
 
-import keras
 import numpy as np
 import pytest
+
+from common import backend
+
+backend.start()
+
+import keras
 import tensorflow as tf
 
 from common.errors import ConfigError

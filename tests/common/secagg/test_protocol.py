@@ -277,6 +277,42 @@ class TestManInTheMiddle:
             game.cover(new, "h00")
 
 
+class TestOneSum:
+    """A deal is for one vector, one cohort and one request."""
+
+    def test_a_label_that_was_covered_is_dealt_for_no_more(self, play):
+        game = play()
+        game.cover(game.deal("1.0"), "h00")
+        with pytest.raises(PolicyRefused, match="covered a vector for a sum of this name already"):
+            game.sessions["h00"].deal("1.0", game.names, game.settings)
+
+    def test_hospitals_that_were_told_different_cohorts_refuse_each_others_packages(self, play):
+        game = play(5)
+        gathering = game.deal("1.0")
+        package, _ = game.sessions["h01"].deal("1.0", game.names[:4], game.settings)
+        gathering.packages["h01"] = package
+        with pytest.raises(PolicyRefused, match="not signed for this sum"):
+            game.cover(gathering, "h00")
+
+    def test_answers_to_different_requests_do_not_add_up(self, play):
+        game = play()
+        gathering = game.deal("1.0")
+        for name in game.names:
+            vector = game.vectors[name].copy()
+            request = b"another model" if name == "h00" else b"the model"
+            game.sessions[name].cover("1.0", gathering.packages, vector, request)
+            gathering.add(name, vector)
+        gathering.request = b"the model"
+        total = gathering.total({name: game.reveal(gathering, name) for name in game.names})
+        ought = np.sum(list(game.vectors.values()), axis=0, dtype=np.uint32)
+        assert (total != ought).mean() > 0.9
+
+    @pytest.mark.parametrize(("count", "fewest"), [(3, 1), (4, 3), (5, 4), (10, 5), (100, 30)])
+    def test_the_smallest_sum_that_lies_can_open_is_counted(self, count, fewest):
+        this = protocol.Sum(b"", "1.0", tuple(map(str, range(count))), SecureConfig())
+        assert this.smallest == fewest
+
+
 class TestSurvivors:
     """What a coordinator may say of who survived, and what not."""
 
