@@ -196,8 +196,9 @@ class TestPolicy:
             f"change site.toml, and look at the code and approve it: fedward hospital approve {site.folder} --own"
         )
 
-    def test_a_cohort_that_is_large_enough_is_none(self, site):
-        set_(site, "cohort = []", 'cohort = ["St Anne", "St Luke"]')
+    @pytest.mark.parametrize("key", ["", "@" + "5a" * 32])
+    def test_a_cohort_that_is_large_enough_is_none(self, site, key):
+        set_(site, "cohort = []", f'cohort = ["St Anne{key}", "St Luke{key}"]')
         assert found(preflight.rules, site)[0] == "ok"
 
 

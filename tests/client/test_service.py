@@ -261,6 +261,12 @@ class TestBadCompany:
             assert time.monotonic() - begun < 5
             assert hears_nothing(stuck)
 
+    @pytest.mark.parametrize("text", ["[" * 200_000, "{", '{"rounds": "x"}'], ids=["deep", "cut", "wrong"])
+    def test_settings_that_cannot_be_read_do_not_end_the_worker(self, served, text):
+        for _ in range(2):
+            answer = service.ask(served, message(text, weights=np.ones(1, np.float32)), context())
+            assert delta(answer).tolist() == [2.0]
+
     def test_a_length_too_long_is_not_waited_for(self, served, monkeypatch):
         monkeypatch.setattr(service, "MOST", 1000)
         with connect(served) as line:

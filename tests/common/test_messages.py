@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from common import wire
 from common.config import Choice, RunConfig
-from common.errors import UpdateRejected
+from common.errors import ConfigError, UpdateRejected
 from common.messages import (
     Reply,
     bytes_of,
@@ -20,6 +20,7 @@ from common.messages import (
     pack_request,
     pack_statistics,
     prefixed,
+    run_config,
     run_text,
     unpack_reply,
     unpack_request,
@@ -196,3 +197,9 @@ class TestHostileReplies:
     def test_texts_of_another_kind_are_left_out(self):
         texts = ConfigRecord({"hospital": "north", "age": 40, "bytes": b"x", "list": ["a"]})
         assert unpack_reply(RecordDict(good_records() | {"config": texts})).texts == {"hospital": "north"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 200_000, '{"rounds": "x"}'])
+def test_settings_that_cannot_be_read_are_an_error_of_ours(text):
+    with pytest.raises(ConfigError):
+        run_config(text)

@@ -361,8 +361,9 @@ class TestProxy:
         (said,) = lines(caplog)
         assert "cannot be reached" in said
 
-    def test_what_is_no_address_is_said(self, hospitals, monkeypatch):
-        monkeypatch.setenv("HTTPS_PROXY", "gopher://x")
+    @pytest.mark.parametrize("address", ["gopher://x", "socks5://127.0.0.1:1080"])
+    def test_what_is_no_address_is_said(self, hospitals, monkeypatch, address):
+        monkeypatch.setenv("HTTPS_PROXY", address)
         with pytest.raises(UsageError, match="HTTPS_PROXY: expected a URL"):
             tunnel.Tunnel(hospitals.url or "https://x", hospitals.east)
 
