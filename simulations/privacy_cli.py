@@ -19,6 +19,8 @@ EXAMPLE = "example: fedward privacy heart --epsilon 1,3,inf --seeds 5 --limit ep
 REFUSED = 3
 """Exit code where limits were given and no model is inside them."""
 
+FEWEST_SHADOWS = 8
+
 
 def add_parsers(subparsers: Any) -> None:
     """Add the command."""
@@ -75,11 +77,15 @@ def run(args: argparse.Namespace) -> int:
     from simulations import scenario as scenarios
 
     epsilons, audits, limits = _epsilons(args.epsilon), _audits(args.audit), _limits(args.limit)
-    if args.seeds < 1 or args.shadows < 0:
-        raise UsageError(f"--seeds {args.seeds} --shadows {args.shadows}: expected 1 or more, and 0 or more")
-    base = merge(scenarios.find(args.scenario), assign(args.set))
-    private = merge(privacy_study.private_settings(base), assign(args.private))
-    cells = privacy_study.planned(base, private, epsilons, args.seeds)
+    if args.seeds < 1:
+        raise UsageError(f"--seeds {args.seeds}: expected 1 or more")
+    if args.shadows and args.shadows < FEWEST_SHADOWS:
+        raise UsageError(
+            f"--shadows {args.shadows}: expected 0, or {FEWEST_SHADOWS} or more: with fewer, too many patients are in all of them or in none"
+        )
+    base, given = scenarios.find(args.scenario), assign(args.set)
+    private = merge(merge(merge(base, privacy_study.private_settings(base)), given), assign(args.private))
+    cells = privacy_study.planned(merge(base, given), private, epsilons, args.seeds)
     out = args.out or Path("runs") / f"privacy-{Path(args.scenario).stem}"
     try:
         found = privacy_study.study(cells, audits, args.shadows, out, _tell)
@@ -153,7 +159,7 @@ def _facts(
         "unit": run.privacy.unit,
         "relation": RELATION,
         "delta": run.privacy.delta,
-        "mechanism": f"the Gaussian mechanism on sums of gradients clipped row by row to {run.privacy.clip_norm:g}, {how}, {run.rounds} rounds; composed by privacy loss distributions",
+        "mechanism": f"the Gaussian mechanism on sums of gradients clipped row by row to {run.privacy.clip_norm:g}, {how}, rounds: {run.rounds}; composed by privacy loss distributions",
         "seeds": args.seeds,
         "shadows": args.shadows,
         "attacks": list(audits),

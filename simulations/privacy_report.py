@@ -11,11 +11,11 @@ from server import models
 from simulations import paper, words
 from simulations.attacks import ATTACKS
 from simulations.compare import latex_row
-from simulations.privacy_study import ARMS, HOSPITAL, LIMITS, NONE, SHARED, UTILITY, Line, Verdict
+from simulations.privacy_study import ARMS, HOSPITAL, LIMITS, MASKED, NONE, SHARED, UTILITY, Line, Verdict
 
 FIGURE, CSV, TABLE, PAGE = "privacy.png", "privacy.csv", "privacy.tex", "privacy.md"
-COLOURS = {HOSPITAL: "#0072b2", SHARED: "#d55e00", NONE: "#808790", "masked": "#009e73"}
-MARKERS = {HOSPITAL: "o", SHARED: "s", NONE: "D", "masked": "^"}
+COLOURS = {HOSPITAL: "#0072b2", SHARED: "#d55e00", NONE: "#808790", MASKED: "#009e73"}
+MARKERS = {HOSPITAL: "o", SHARED: "s", NONE: "D", MASKED: "^"}
 
 
 # --- the table ----------------------------------------------------------------------------------------------------------
@@ -135,10 +135,9 @@ def _draw(axes: Any, lines: Sequence[Line], baseline: float | None, title: str) 
     finite = sorted({line.epsilon for line in lines if math.isfinite(line.epsilon)})
     places = {epsilon: place for place, epsilon in enumerate([*finite, math.inf])}
     handles = {}
-    arms = [arm for arm in ARMS if any(line.arm == arm for line in lines)]
-    for number, arm in enumerate(arms):
+    for arm in dict.fromkeys(line.arm for line in lines):
         own = sorted((line for line in lines if line.arm == arm), key=lambda line: line.epsilon)
-        shift = 0.12 * (number - (len(arms) - 1) / 2)
+        shift = 0.07 if arm in (MASKED, SHARED) else -0.07
         x = [places[line.epsilon] + shift for line in own]
         errors = [[max(_reach(line.estimate, side), 0.0) for line in own] for side in (-1, 1)]
         handles[arm] = axes.errorbar(
@@ -157,8 +156,15 @@ def _draw(axes: Any, lines: Sequence[Line], baseline: float | None, title: str) 
     if lines and lines[0].attack == "canaries":
         axes.plot(range(len(finite)), finite, color=paper.MUTED, linewidth=0.6, linestyle=(0, (3, 2)))
         axes.set_yscale("symlog", linthresh=1)
+        axes.set_yticks([0, *finite], ["0", *(f"{epsilon:g}" for epsilon in finite)])
+        axes.set_ylim(bottom=0)
+    if title.startswith("AUC"):
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.45), max(high, 0.6))
     has_infinite = any(math.isinf(line.epsilon) for line in lines)
     axes.set_xticks(range(len(finite) + has_infinite), [*(f"{e:g}" for e in finite), *["none"] * has_infinite])
+    axes.minorticks_off()
+    axes.set_xlim(-0.4, len(finite) + has_infinite - 0.6)
     axes.set_xlabel("epsilon claimed")
     axes.set_title(title, loc="left")
     return handles

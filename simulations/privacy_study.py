@@ -84,7 +84,7 @@ class Line:
 
 
 def planned(base: Mapping[str, Any], private: Mapping[str, Any], epsilons: Sequence[float], seeds: int) -> list[Cell]:
-    """Return all runs of a study; each is parsed and checked before the first is trained. ``private`` are settings for the runs with noise alone.
+    """Return all runs of a study; each is parsed and checked before the first is trained. ``base`` are the tables of runs without noise, ``private`` those of runs with it.
 
     Raises
     ------
@@ -96,8 +96,8 @@ def planned(base: Mapping[str, Any], private: Mapping[str, Any], epsilons: Seque
         arms = (HOSPITAL, SHARED) if math.isfinite(epsilon) else (NONE, MASKED)
         for arm in arms:
             for seed in range(1, seeds + 1):
-                laid = merge(base, private) if arm in (HOSPITAL, SHARED) else base
-                cell = Cell(arm, epsilon, scenarios.read(merge(laid, {**_settings(arm, epsilon), "seed": seed})))
+                tables = private if arm in (HOSPITAL, SHARED) else base
+                cell = Cell(arm, epsilon, scenarios.read(merge(tables, {**_settings(arm, epsilon), "seed": seed})))
                 _ = Plan(cell.scenario.run).strategy
                 cells.append(cell)
     return cells
@@ -158,7 +158,7 @@ def _played(cell: Cell, audits: Sequence[str], shadows: int, worker: Worker, bef
     findings = [finding for name in audits for finding in ATTACKS[name].run(target)]
     for hospital in population.hospitals:
         worker.forget(hospital)
-    return records.finite(
+    facts: dict[str, Any] = records.finite(
         {
             "arm": cell.arm,
             "epsilon": str(cell.epsilon),
@@ -173,9 +173,10 @@ def _played(cell: Cell, audits: Sequence[str], shadows: int, worker: Worker, bef
             "privacy": spent(run, outcome.rounds, len(outcome.members)),
         }
     )
+    return facts
 
 
-def _utility(target: Target) -> dict[str, float | None]:
+def _utility(target: Target) -> dict[str, Any]:
     """Judge the final model at every hospital; the harness does so in clear, whatever the run hides from its coordinator."""
     coordinator, model = target.outcome.coordinator.in_clear(), target.outcome.model
     task = coordinator.plan.task
@@ -188,7 +189,7 @@ def _utility(target: Target) -> dict[str, float | None]:
         "metric": metric,
         "mean of hospitals": statistics.fmean(known) if known else None,
         "pooled": results.pooled[metric][0],
-    }  # type: ignore[dict-item]
+    }
 
 
 # --- what they say together ---------------------------------------------------------------------------------------------

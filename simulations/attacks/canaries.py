@@ -225,7 +225,7 @@ def guesses_for(sensitivity: float, canaries: int, delta: float) -> int:
         each = [hits(row, members, guesses) for row, members in zip(scores, inside, strict=True)]
         return bound(canaries, guesses, int(np.mean(each)), delta)
 
-    return max(tried, key=told)
+    return int(max(tried, key=told))
 
 
 # --- the attack ---------------------------------------------------------------------------------------------------------
@@ -245,8 +245,10 @@ def run(target: Target) -> list[Finding]:
 
 def joined(findings: Sequence[Finding], delta: float) -> float:
     """Return the lower bound that the audits of several runs of the same settings give together."""
-    counts = (sum(getattr(each, name) for each in findings) for name in ("canaries", "trials", "hits"))
-    return bound(*counts, delta)
+    canaries, guesses, right = (
+        sum(getattr(each, name) for each in findings) for name in ("canaries", "trials", "hits")
+    )
+    return bound(canaries, guesses, right, delta)
 
 
 CANARIES = Attack(NAME, "canaries", run)

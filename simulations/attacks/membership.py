@@ -22,7 +22,8 @@ from common.layout import Vector
 from common.messages import STATISTICS
 from common.network import seed_for
 from common.tasks.task import Records, rows_of, take
-from simulations.attacks.attack import Attack, Finding, Scores, Target, train
+from simulations.attacks import attack
+from simulations.attacks.attack import Attack, Finding, Scores, Target
 from simulations.hospitals import noise_key, seats_of
 
 Flags = NDArray[np.bool_]
@@ -66,7 +67,8 @@ def _mean(values: Scores, chosen: Flags) -> Scores:
     """Average the chosen of each column; a column without any takes the average of all that are chosen."""
     counts = chosen.sum(axis=0)
     means = np.where(chosen, values, 0.0).sum(axis=0) / np.maximum(counts, 1)
-    return np.where(counts > 0, means, values[chosen].mean() if chosen.any() else values.mean())
+    rest = values[chosen].mean() if chosen.any() else values.mean()
+    return np.asarray(np.where(counts > 0, means, rest))
 
 
 def _logit(logarithms: Scores) -> Scores:
@@ -173,7 +175,7 @@ def shadows(target: Target) -> Iterator[tuple[Vector, Flags]]:
         hospitals = [hospital for hospital, _ in dealt]
         seats = seats_of(hospitals, target.worker, secret)
         nodes = [partial(_prepared, first, seat) for first, seat in zip(originals, seats, strict=True)]
-        yield train(run, nodes).model.weights, np.concatenate([inside for _, inside in dealt])
+        yield attack.train(run, nodes).model.weights, np.concatenate([inside for _, inside in dealt])
         for hospital in hospitals:
             target.worker.forget(hospital)
 
@@ -189,9 +191,9 @@ def _dealt(hospital: Hospital, seed: int, number: int) -> tuple[Hospital, Flags]
     order = np.random.default_rng(seed_for(seed, "shadow", number, name)).permutation(_size(hospital))
     inside = np.zeros(_size(hospital), np.bool_)
     inside[order[:count]] = True
-    drawn = {"train": take(rows, np.flatnonzero(inside)), "test": take(rows, np.flatnonzero(~inside))}
+    train, test = (take(rows, np.flatnonzero(part)) for part in (inside, ~inside))
     ledger = Ledger(key=lambda question: noise_key(seed, f"{name} in shadow {number}", question))
-    return replace(hospital, **drawn, patients=np.arange(count), ledger=ledger), inside
+    return replace(hospital, train=train, test=test, patients=np.arange(count), ledger=ledger), inside
 
 
 def _size(hospital: Hospital) -> int:

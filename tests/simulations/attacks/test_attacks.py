@@ -111,4 +111,4 @@ class TestShadows:
             }
         )
         found = {each.view: each.value for each in membership.run(target) if each.measure == "AUC"}
-        assert found["loss, final model"] > 0.65
+        assert found["loss, final model"] > 0.6  # 0.5 and five standard deviations
