@@ -20,6 +20,7 @@ from common.network import Network, seed_for
 from common.privacy.accountant import epsilon
 from common.privacy.events import Event
 from common.tasks.task import rows_of, take
+from simulations.attacks import matching
 from simulations.attacks.attack import Attack, Finding, Heard, Target, overhear
 from simulations.hospitals import noise_key
 
@@ -29,6 +30,8 @@ BATCHES = (1, 4, 16)
 """Records of the one step that is attacked."""
 TRIES = 4
 """Steps attacked of each size, over records drawn anew."""
+MATCHED = 3
+"""Images sought by their gradients; each takes some seconds."""
 MOST = 100.0
 """A PSNR above it is exact to the last bits of a float."""
 
@@ -80,10 +83,12 @@ def run(target: Target) -> list[Finding]:
     network = networks.build(
         target.outcome.coordinator.plan.task, json.loads(model.preparation), model.local_parts, run.seed
     )
-    if first_dense(network) is None:
+    if first_dense(network) is None and not matching.applies(network):
         return []
-    blind = Finding("inversion", "no update, the mean patient", "PSNR (dB)", _blind(target))
-    found = [blind]
+    found = [Finding("inversion", "no update, the mean patient", "PSNR (dB)", _blind(target))]
+    if first_dense(network) is None:
+        value = float(np.mean(_matched(target, network)))
+        return [*found, Finding("inversion", "1 record a step", "PSNR (dB)", value, limit="psnr")]
     for batch in BATCHES:
         values = [value for number in range(TRIES) for value in _attacked(target, network, batch, number)]
         view = f"{batch} record{'s' if batch > 1 else ''} a step"
@@ -93,19 +98,31 @@ def run(target: Target) -> list[Finding]:
 
 def _attacked(target: Target, network: Network, batch: int, number: int) -> list[float]:
     """Return the PSNR of each record of one step at every hospital."""
+    config, answers = _overheard(target, batch, number)
+    peak = float(np.ptp(np.concatenate([rows for _, rows in answers])))
+    return [_best(row, analytic(*gradients(network, heard, config)), peak) for heard, rows in answers for row in rows]
+
+
+def _matched(target: Target, network: Network) -> list[float]:
+    """Return the PSNR of the images of single records at the first hospitals, sought by their gradients."""
+    config, answers = _overheard(target, 1, 0)
+    task = target.outcome.coordinator.plan.task
+    return [
+        psnr(rows[0], matching.matched(network, task, heard, config, number), matching.WHITE)
+        for number, (heard, rows) in enumerate(answers[:MATCHED])
+    ]
+
+
+def _overheard(target: Target, batch: int, number: int) -> tuple[RunConfig, list[tuple[Heard, Rows]]]:
+    """Train one step over few records at every hospital; return its settings, and each answer with the encoded records."""
     config = one_step(target, batch)
     drawn = [_few(hospital, batch, config.seed, number) for hospital in target.population.hospitals]
     outcome, answers = overhear(config, drawn, target.worker, target.population.secret)
     task, preparation = outcome.coordinator.plan.task, json.loads(outcome.model.preparation)
     rows = {hospital.name: task.encode(hospital.train, preparation).x.astype(np.float64) for hospital in drawn}
-    peak = float(np.ptp(np.concatenate(list(rows.values()))))
     for hospital in drawn:
         target.worker.forget(hospital)
-    return [
-        _best(row, analytic(*gradients(network, heard, config)), peak)
-        for heard in answers
-        for row in rows[heard.hospital]
-    ]
+    return config, [(heard, rows[heard.hospital]) for heard in answers]
 
 
 def _blind(target: Target) -> float:

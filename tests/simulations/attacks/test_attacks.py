@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from client.worker import Worker
+from common.errors import UpdateRejected
+from common.messages import TRAIN, Request, run_text
 from simulations.attacks import ATTACKS, inversion, membership
 from simulations.attacks.attack import Target, overhear
 from simulations.hospitals import populate
@@ -87,6 +89,27 @@ class TestUpdates:
         assert np.abs(values).mean() > 1.0  # of a range of 2 * 16 * 4, where true updates are below 0.1
 
 
+def test_a_model_with_a_layer_to_catch_patients_in_is_refused_by_the_hospital(plain):
+    """An imprint layer (Fowl et al. 2022) is one more than the task has; the hospital builds the model itself, and only weights that fit it are taken."""
+    outcome, hospital = plain.outcome, plain.population.hospitals[0]
+    options = {
+        "preparation": outcome.model.preparation,
+        "local-parts": "",
+        "server-round": 1,
+        "attempt": 0,
+        "evaluate": False,
+    }
+    weights = outcome.model.weights
+    imprint = Request(run_text(plain.scenario.run), {"weights": np.concatenate([weights, weights])}, options)
+    with pytest.raises(UpdateRejected) as refused:
+        WORKER.answer(TRAIN, hospital, imprint, {})
+    assert refused.value.code == "layout"
+    renamed = Request(run_text(plain.scenario.run), {"weights": weights}, {**options, "layout": "0" * 64})
+    with pytest.raises(UpdateRejected) as refused:
+        WORKER.answer(TRAIN, hospital, renamed, {})
+    assert refused.value.code == "layout"
+
+
 class TestShadows:
     def test_each_is_another_draw_of_as_many_patients(self, plain):
         made = list(membership.shadows(plain))
@@ -112,3 +135,36 @@ class TestShadows:
         )
         found = {each.view: each.value for each in membership.run(target) if each.measure == "AUC"}
         assert found["loss, final model"] > 0.6  # 0.5 and five standard deviations
+
+
+IMAGES = {
+    "task": {"name": "pneumonia", "width": 4},
+    "rounds": 1,
+    "strategy": {"name": "fedavg"},
+    "training": {"epochs": 1, "compile": "graph"},
+    "simulation": {"dataset": "pneumonia-synthetic", "hospitals": 3, "partition": "iid"},
+}
+
+
+@pytest.fixture(scope="module")
+def images():
+    found = {}
+    for way, over in WAYS.items():
+        scenario = read(IMAGES, over)
+        population = populate(scenario)
+        outcome, heard = overhear(scenario.run, population.hospitals, WORKER, population.secret)
+        target = Target(scenario, population, outcome, heard, WORKER)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inversion, "MATCHED", 1)
+            found[way] = {each.view: each.value for each in inversion.run(target)}
+    return found
+
+
+class TestImages:
+    def test_one_is_found_again_by_its_gradient(self, images):
+        plain = images["plain"]
+        assert plain["1 record a step"] > plain["no update, the mean patient"] + 3
+
+    @pytest.mark.parametrize("way", ["noised", "masked"])
+    def test_under_noise_or_a_mask_it_is_not(self, images, way):
+        assert images[way]["1 record a step"] < images[way]["no update, the mean patient"]
