@@ -106,9 +106,9 @@ def _attacked(target: Target, network: Network, batch: int, number: int) -> list
 def _matched(target: Target, network: Network) -> list[float]:
     """Return the PSNR of the images of single records at the first hospitals, sought by their gradients."""
     config, answers = _overheard(target, 1, 0)
-    task = target.outcome.coordinator.plan.task
+    search = matching.compile_search(network, target.outcome.coordinator.plan.task)
     return [
-        psnr(rows[0], matching.matched(network, task, heard, config, number), matching.WHITE)
+        psnr(rows[0], matching.matched(search, network, heard, config, number), matching.WHITE)
         for number, (heard, rows) in enumerate(answers[:MATCHED])
     ]
 
