@@ -9,6 +9,7 @@ from common.errors import FedwardError
 COMMANDS = (
     "simulations.cli",
     "simulations.compare_cli",
+    "simulations.privacy_cli",
     "simulations.data_cli",
     "simulations.settings_cli",
     "server.cli",

@@ -63,7 +63,7 @@ def train(scenario: Scenario, population: Population, members: Sequence[Hospital
     """Run the scenario over these hospitals and judge the final model."""
     plan = Plan(replace(scenario.run, evaluation=replace(scenario.run.evaluation, every=0)))
     with flower.identity(1):
-        outcome = rounds.run(grid_of(hospitals.seats_of(population.worker, members, population.secret)), plan)
+        outcome = rounds.run(grid_of(hospitals.seats_of(members, population.worker, population.secret)), plan)
         # Also of secure sums, each hospital's own: this harness holds the patients anyway.
         judge = outcome.coordinator.in_clear().judge
         return results_of(plan.task, judge(dict.fromkeys((member.name for member in members), outcome.model)))

@@ -78,6 +78,10 @@ class Worker:
         """Do what a message of this kind asks; ``state`` is changed in place."""
         return self._answers[kind](hospital, request, state)
 
+    def forget(self, hospital: Hospital) -> None:
+        """Let go of a hospital's encoded rows, where many virtual ones come one after another."""
+        self._held = {key: held for key, held in self._held.items() if key[0] is not hospital}
+
     def _statistics(self, hospital: Hospital, request: Request, _state: State) -> Reply:
         task, config = task_of(request.config.task), request.config
         counts = {part: _count_classes(task, records) for part, records in _parts(hospital).items()}

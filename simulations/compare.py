@@ -184,9 +184,9 @@ def as_latex(comparison: Comparison) -> str:
         f"% {_one_line(comparison.title)}: mean and standard deviation over n seeds",
         rf"\begin{{tabular}}{{{'l' * words}{'r' * (len(heads) - words)}}}",
         r"\toprule",
-        _latex_row(heads),
+        latex_row(heads),
         r"\midrule",
-        *(_latex_row(row) for row in rows),
+        *(latex_row(row) for row in rows),
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -317,5 +317,6 @@ def _one_line(value: object) -> str:
     return " ".join(str(value).split())
 
 
-def _latex_row(cells: Iterable[str]) -> str:
+def latex_row(cells: Iterable[str]) -> str:
+    """Return a row of a table for LaTeX."""
     return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"

@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import Context
 
-from client.app import Seat, make_app
+from client.app import Node, make_app
 from common import backend, flower, wire
 from common.errors import DataError, UsageError
 from server import app as server_app
@@ -26,7 +26,7 @@ Done = Callable[[Outcome], None]
 Engine = Callable[[Scenario, Population, Plan, Path, Watch, Done], None]
 
 
-def grid_of(seats: Sequence[Seat]) -> LocalGrid:
+def grid_of(seats: Sequence[Node]) -> LocalGrid:
     """Return a grid over seats of this process."""
     app = app_of(seats)
     return LocalGrid(lambda message, context: lambda: app(message, context), hospitals.contexts(len(seats)))

@@ -99,19 +99,18 @@ def populate(scenario: Scenario, secret: bytes | None = None) -> Population:
     if not any(rows_of(hospital.test) for hospital in hospitals):
         raise ConfigError("simulation.test: no hospital has a test patient; take a larger share, or fewer hospitals")
     worker, secret = Worker(), secret or os.urandom(32)
-    seats = seats_of(worker, hospitals, secret, settings.faults, seed)
+    seats = seats_of(hospitals, worker, secret, settings.faults, seed)
     return Population(dataset, table, hospitals, seats, worker, secret)
 
 
 def seats_of(
-    worker: Worker, hospitals: Sequence[Hospital], secret: bytes, faults: FaultsConfig = INTACT, seed: int = 0
+    hospitals: Sequence[Hospital], worker: Worker, secret: bytes, faults: FaultsConfig = INTACT, seed: int = 0
 ) -> list[Seat]:
-    """Return the seats of virtual hospitals, who can make secure sums among each other under the run's ``secret``."""
+    """Return the seats of virtual hospitals that share a worker and, under ``secret``, agree on keys with each other."""
     shields = secagg.shields([hospital.name for hospital in hospitals], secret)
-    noises = (partial(private.shared_noise, hospital) for hospital in hospitals)
     return [
-        seat_for(worker, hospital, faults, seed, replace(shield, noise=noise))
-        for hospital, shield, noise in zip(hospitals, shields, noises, strict=True)
+        seat_for(worker, hospital, faults, seed, replace(shield, noise=partial(private.shared_noise, hospital)))
+        for hospital, shield in zip(hospitals, shields, strict=True)
     ]
 
 
@@ -129,12 +128,12 @@ def _hospital(name: str, rows: Array, table: Table, scenario: Scenario, *, flip:
     train = take(table.records, rest[~validation])
     if flip:
         train[label] = _turned(table, rest[~validation], label)
-    trained, ledger = rest[~validation], Ledger(key=lambda question: _noise_key(seed, name, question))
+    trained, ledger = rest[~validation], Ledger(key=lambda question: noise_key(seed, name, question))
     parts = train, take(table.records, rest[validation]), take(table.records, tested)
     return Hospital(name, *parts, table.patient[trained], ledger)
 
 
-def _noise_key(seed: int, name: str, question: Question) -> bytes:
+def noise_key(seed: int, name: str, question: Question) -> bytes:
     """Make the key of a virtual hospital's noise: it follows from the seed, so that a run can be repeated, and protects nobody."""
     return seed_for(seed, "noise", name, question.identity).generate_state(8).tobytes()
 

@@ -17,7 +17,7 @@ from typing import Self
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.app import Seat, make_app
+from client.app import Node, make_app
 from common import flower
 from common.errors import FedwardError
 from simulations import hospitals
@@ -29,7 +29,7 @@ COMMAND = [sys.executable, "-m", "simulations.workers"]
 """Starts a process; the number of its socket is added."""
 
 
-def app_of(seats: Sequence[Seat]) -> ClientApp:
+def app_of(seats: Sequence[Node]) -> ClientApp:
     """Return the app of nodes whose partition number is a seat's."""
     return make_app(lambda context: seats[int(context.node_config["partition-id"])])
 
@@ -37,7 +37,7 @@ def app_of(seats: Sequence[Seat]) -> ClientApp:
 class Crew:
     """Answers messages in this process until it has grown, then in worker processes."""
 
-    def __init__(self, seats: Sequence[Seat], scenario: str, secret: bytes) -> None:
+    def __init__(self, seats: Sequence[Node], scenario: str, secret: bytes) -> None:
         self._app = app_of(seats)
         self._scenario, self._secret = scenario, secret
         self._processes: list[subprocess.Popen[bytes]] = []

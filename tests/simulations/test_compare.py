@@ -216,7 +216,7 @@ class TestScreen:
 
 @given(st.text(max_size=30))
 def test_latex_leaves_no_bare_sign(text):
-    row = compare._latex_row([text])
+    row = compare.latex_row([text])
     assert row.endswith(r" \\")
     bare = re.sub(r"\$(\\pm|-)\$|\\text\w+\{\}|\\[{}$&%#_]", "", row.removesuffix(r" \\"))
     assert not re.search(r"[\\{}$&%#_~^]", bare)
