@@ -294,7 +294,7 @@ HOSTILE = {
     "a model beyond all": ({}, {"arrays": {"weights": np.zeros(50_000_001, np.int8)}}, "max_parameters"),
     "a task that does not exist": ({}, {"run": '{"task": {"name": "hart"}}'}, "task"),
     "settings that do not exist": ({}, {"run": '{"task": {"name": "heart"}, "hart": 1}'}, "ConfigError"),
-    "settings that are no settings": ({}, {"run": "[" * 5000}, "failed"),
+    "settings that are no settings": ({}, {"run": "[" * 5000}, "ConfigError"),
     "a round that is no number": ({}, {"server-round": SECRET}, "failed"),
     "a round without end": ({}, {"server-round": float("nan")}, "failed"),
     "an attempt that is no number": ({}, {"attempt": SECRET}, "failed"),
