@@ -11,7 +11,14 @@ altered such that sums keep their meaning:
 - *No second draw.* It is drawn from a hash of the counts themselves, so the same statistics always leave in the same form, and asking again tells nothing more,
   as averaging over fresh noise would.
 
-What it does not prevent: differences between answers for different models. Those are bounded by the rounds that the policy allows.
+- *Nothing but counts.* A sum of scores or losses would tell a label to the last digit, under a model that was made so that one patient alone stands out. So
+  those sums are computed anew from the counts that leave, every score at the centre of its bin.
+
+*Guarantee*: of a model's judgement nothing leaves but functions of counts, each 0 or at least ``allow.smallest_cell``; no sum leaves in which a patient's own score or loss stands.
+
+*Edge cases*: a smallest cell of 1 changes nothing. The place of a group is the bin of one of its patients, so that a model may be made to whom this shows, with
+a chance of one in the group's size, that somebody of a class is in some bin; and answers for different models differ. Both are bounded by the questions that the policy allows a day. The sums of
+columns (``task/...``) are of no model's making and leave as they are where enough patients stand behind them.
 """
 
 import hashlib
@@ -22,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.policy import COMPARED, COUNT, TASK, Allow, SitePolicy, refusal, shown
+from common import metrics
 from common.errors import PolicyRefused
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -91,20 +99,29 @@ def _judged(parts: Arrays, allow: Allow) -> Arrays:
     least = allow.smallest_cell
     if _small(parts["confusion"].sum(axis=1), least).any():
         return {}
-    return {
-        "confusion": np.apply_along_axis(_gathered, -1, parts["confusion"], least),
-        "histogram": np.apply_along_axis(_gathered, -1, parts["histogram"], least),
-        "calibration": _merged(parts["calibration"], least),
-        "losses": parts["losses"],
-    }
+    if least == 1:
+        return parts
+    gathered = {name: np.apply_along_axis(_gathered, -1, parts[name], least) for name in ("confusion", "histogram")}
+    histogram, (count, hits, _) = gathered["histogram"], parts["calibration"]
+    # In one row, so that misses too few to stand alone join hits of like scores.
+    misses, hits = np.split(_gathered(np.concatenate([count - hits, hits[::-1]]), least), 2)
+    calibration = metrics.calibrated(histogram, np.stack([misses + hits[::-1], hits[::-1]]))
+    return {**gathered, "calibration": calibration, "losses": metrics.lost(histogram)}
 
 
 def _compared(parts: Arrays, allow: Allow) -> Arrays:
-    """Screen joint tables: their cells have no order in which to gather them, so one too small withholds all."""
-    tables = [value for name, value in parts.items() if name != "losses"]
+    """Screen joint tables: their cells have no order in which to gather them, so one too small withholds all; and so does a sum that no table tells."""
+    tables = {name: value for name, value in parts.items() if name != "losses"}
     if not allow.metrics or COMPARED not in allow.statistics:
         return {}
-    return {} if any(_small(table, allow.smallest_cell).any() for table in tables) else parts
+    if allow.smallest_cell == 1 or not parts:
+        return parts
+    if "histograms" not in tables or any(_small(table, allow.smallest_cell).any() for table in tables.values()):
+        return {}
+    first, second = (metrics.lost(table[None]) for table in tables["histograms"])
+    # The squares of a difference are at most these; the interval is as wide as if no patient's losses under the two models went together.
+    squares = np.square(np.sqrt(first[:, 1]) + np.sqrt(second[:, 1]))
+    return {**tables, "losses": np.stack([first[:, 0] - second[:, 0], squares], axis=1)}
 
 
 def _losses(parts: Arrays, allow: Allow) -> Arrays:
@@ -140,28 +157,6 @@ def _gathered(counts: NDArray[Any], least: int) -> NDArray[np.float64]:
     chosen = starts + (draws.astype(np.uint64) * sizes.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
     moved = np.bincount(places[chosen], sizes.astype(np.float64), len(counts))
     return moved.astype(np.float64, copy=False)
-
-
-def _merged(calibration: NDArray[Any], least: int) -> NDArray[np.float64]:
-    """Merge neighbouring bins of patients, hits and sums of scores until each holds enough, and gather hits and misses within each."""
-    merged = np.zeros_like(calibration, np.float64)
-    for columns in _runs(calibration[0], least):
-        count, hits, scores = calibration[:, columns].sum(axis=1)
-        hits = _gathered(np.array([count - hits, hits]), least)[1]
-        merged[:, columns[int(np.argmax(calibration[0, columns]))]] = count, hits, scores
-    return merged
-
-
-def _runs(counts: NDArray[Any], least: int) -> list[list[int]]:
-    """Divide the places where anyone is into runs of neighbours with enough of them; what is left at the end joins the last."""
-    runs: list[list[int]] = []
-    run: list[int] = []
-    for place in np.flatnonzero(counts):
-        run.append(int(place))
-        if counts[run].sum() >= least:
-            runs.append(run)
-            run = []
-    return [*runs[:-1], runs[-1] + run] if runs else []
 
 
 def _require(part: str, allow: Allow) -> None:

@@ -20,11 +20,12 @@ from common.errors import DataError
 from common.intervals import UNDEFINED, Array, Estimate, Measure
 from common.statistics import Statistics
 
-__all__ = ["Estimate", "compare", "compute", "curves", "differences", "summarise", "values"]
+__all__ = ["Estimate", "calibrated", "compare", "compute", "curves", "differences", "lost", "summarise", "values"]
 
 _TAIL = np.geomspace(1e-7, 1e-3, 80, endpoint=False)
 _EDGES = np.concatenate([_TAIL, np.arange(1, 1000) / 1000, 1 - _TAIL[::-1]])
 _BINS = len(_EDGES) + 1
+_CENTRES = (np.concatenate([[0.0], _EDGES]) + np.concatenate([_EDGES, [1.0]])) / 2
 _COARSE = 40
 """Bins of a joint histogram of two models' scores: each is 29 of the fine ones."""
 _CALIBRATION_BINS = 10
@@ -130,6 +131,35 @@ def differences(statistics: Statistics) -> dict[str, Estimate]:
         result = {"accuracy": result.pop("accuracy"), **ranks, **result}
     brier, log_loss = (intervals.mean(row, float(joint.sum())) for row in statistics["losses"])
     return {**result, "brier": brier, "log_loss": log_loss}
+
+
+def lost(histogram: Array) -> Array:
+    """Return the ``losses`` that a histogram of `summarise` tells by itself, every score taken at the centre of its bin; a score below 1e-7 counts as 5e-8.
+
+    With more than two classes a histogram does not tell whose scores are one patient's: the squares of the Brier score are then the largest that they can be.
+    """
+    rest, own = histogram[:, 0], histogram[:, 1]
+    misses, surprises = (1 - _CENTRES) ** 2, -np.log(_CENTRES)
+    brier = (own @ misses + rest @ _CENTRES**2).sum()
+    if len(histogram) == 1:
+        squares = own @ misses**2 + rest @ _CENTRES**4
+        log_loss = own @ surprises + rest @ surprises[::-1], own @ surprises**2 + rest @ surprises[::-1] ** 2
+    else:
+        # What a patient's other classes have is at most what is missing at the own one, so the score is at most twice the square of that.
+        squares = np.maximum((own @ (2 * misses) ** 2).sum(), brier**2 / max(own.sum(), 1))
+        log_loss = own @ surprises, own @ surprises**2
+    return np.array([[brier, squares.sum()], [part.sum() for part in log_loss]])
+
+
+def calibrated(histogram: Array, calibration: Array) -> Array:
+    """Return a ``calibration`` whose scores stand at the centres of bins: of two classes that of the ``histogram``, of more that of the counts of ``calibration``."""
+    if len(histogram) > 1:
+        centres = (np.arange(_CALIBRATION_BINS) + 0.5) / _CALIBRATION_BINS
+        return np.stack([*calibration[:2], calibration[0] * centres])
+    rest, own = histogram[0]
+    bins = (_CENTRES * _CALIBRATION_BINS).astype(np.intp)
+    rows = (rest + own, own, (rest + own) * _CENTRES)
+    return np.stack([np.bincount(bins, row, _CALIBRATION_BINS) for row in rows])
 
 
 def curves(statistics: Statistics) -> dict[str, Any]:
