@@ -39,6 +39,8 @@ MOST_MESSAGES, MOST_RUNS = 100_000, 10_000
 """How many messages, and of how many runs the last round, are remembered, the newest of them, also after a restart."""
 
 Value = str | int | float
+QUESTIONS = ("query.statistics", "evaluate", "query.compare")
+"""Kinds of message that are answered from patients and train nothing; as `common.messages` names them, which takes Flower to import."""
 _HEX = re.compile(r"[0-9a-f]{64}")
 FIELDS: Mapping[str, re.Pattern[str] | type] = {
     "kind": re.compile(r"(query\.)?(statistics|train|evaluate|compare|keys|shares)"),
@@ -50,6 +52,8 @@ FIELDS: Mapping[str, re.Pattern[str] | type] = {
     "coordinator": _HEX,
     "bundle": _HEX,
     "policy": _HEX,
+    "settings": _HEX,
+    "weights": _HEX,
     "sha256": _HEX,
     "signature": re.compile(r"[0-9a-f]{128}"),
     "round": int,
@@ -69,7 +73,7 @@ _REQUEST = ("message", "run", "kind", "round", "attempt")
 EVENTS: Mapping[str, tuple[str, ...]] = {
     "started": ("version", "policy"),
     "stopped": ("code",),
-    "asked": (*_REQUEST, "task", "hospitals", "parameters", "coordinator", "bundle"),
+    "asked": (*_REQUEST, "task", "hospitals", "parameters", "coordinator", "bundle", "settings", "weights", "policy"),
     "allowed": _REQUEST,
     "refused": (*_REQUEST, "code"),
     "failed": (*_REQUEST, "code"),
@@ -160,6 +164,11 @@ class AuditLog:
         recent = [entry for entry in self._memory.spent() if entry[0] >= since]
         return sum(rounds for _, rounds, _ in recent), sum(lasted for _, _, lasted in recent)
 
+    def questions(self, seconds: float = DAY) -> int:
+        """Return how many questions that train nothing were allowed in the last so many seconds, of all runs; whatever became of them, and as of `trained`."""
+        since = time.time() - seconds
+        return sum(when >= since for when in self._memory.questions)
+
     def _read(self) -> None:
         """Follow the file to its end; repair a torn tail."""
         torn = False
@@ -235,6 +244,7 @@ class _Memory:
     def __init__(self) -> None:
         self.messages: dict[str, None] = {}
         self.rounds: dict[str, int] = {}
+        self.questions: list[float] = []
         self._spent: list[tuple[float, int, float]] = []
         self._begun: Mapping[str, Any] | None = None
 
@@ -251,6 +261,8 @@ class _Memory:
             self._end(0.0)  # the end of the one before could not be written
             self._begun = content
             _remember(self.rounds, fields.get("run", "?"), fields.get("round") or 0, MOST_RUNS)
+        elif event == "allowed" and fields.get("kind") in QUESTIONS:
+            self.questions = [*_recent(self.questions, time.time() - DAY), _when(content)]
         elif event == "trained":
             self._begun = None
             self._spend(_when(content), fields.get("rounds", 1) or 0, fields.get("seconds") or 0.0)
@@ -270,6 +282,10 @@ class _Memory:
     def _spend(self, when: float, rounds: int, seconds: float) -> None:
         since = time.time() - DAY
         self._spent = [*(entry for entry in self._spent if entry[0] >= since), (when, rounds, seconds)]
+
+
+def _recent(times: list[float], since: float) -> list[float]:
+    return [when for when in times if when >= since]
 
 
 def _when(content: Mapping[str, Any]) -> float:

@@ -37,7 +37,7 @@ class Gate:
     audit: AuditLog
     coordinator: str
     shield: Shield | None = None
-    _read: tuple[int, SitePolicy] | None = None
+    _read: tuple[int, SitePolicy, str] | None = None
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer, or raise what keeps the hospital from it; the audit log has every case."""
@@ -47,7 +47,7 @@ class Gate:
             request = messages.unpack_request(message.content)
             asked = self._asked(message, context, request)
             who |= _progress(request)
-            self.audit.append("asked", who | _facts(asked))
+            self.audit.append("asked", who | _facts(asked) | self._digests(request))
             self._check_fresh(message, request, again)
             policy.permits(self._policy(), asked)
             self.audit.append("allowed", who)
@@ -103,7 +103,9 @@ class Gate:
     def _policy(self) -> SitePolicy:
         changed = self.policy.stat().st_mtime_ns
         if self._read is None or self._read[0] != changed:
-            self._read = changed, policy.read_policy(self.policy)
+            text = policy.text_of(self.policy)
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            self._read = changed, policy.parse_policy(text, str(self.policy)), digest
         return self._read[1]
 
     def _asked(self, message: Message, context: Context, request: Request) -> Asked:
@@ -123,7 +125,17 @@ class Gate:
             rounds_today=rounds,
             hours_today=seconds / 3600.0,
             epsilon=request.config.privacy.epsilon if request.config.privacy.at_hospitals else None,
+            questions_today=self.audit.questions(),
+            proximal=float(options.get("proximal", 0.0)),
         )
+
+    def _digests(self, request: Request) -> dict[str, str]:
+        """Say under which settings and rules a request came, and with which model, by their SHA-256."""
+        self._policy()
+        weights = request.arrays.get("weights")
+        model = {} if weights is None else {"weights": hashlib.sha256(np.ascontiguousarray(weights).data).hexdigest()}
+        ruled = {"policy": self._read[2]} if self._read else {}
+        return {"settings": hashlib.sha256(request.run.encode()).hexdigest(), **model, **ruled}
 
 
 def _identity(message: Message) -> dict[str, str | int]:

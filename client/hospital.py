@@ -14,7 +14,8 @@ from common.tasks.task import Array, Records
 class Hospital:
     """A hospital's raw rows. Compared by identity. No patient is in two of the three parts; ``validation`` is empty unless the run stops early.
 
-    ``patients`` numbers the patient of every training row, None where nobody knows. ``ledger`` is where privacy that is spent is written down.
+    ``patients`` numbers the patient of every training row, None where nobody knows. ``ledger`` is where privacy that is spent is written down. ``least`` is the
+    fewest rows that a step without differential privacy may be made from.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Hospital:
     test: Records = field(repr=False)
     patients: Array | None = field(default=None, repr=False)
     ledger: Ledger = field(default_factory=Ledger, repr=False)
+    least: int = 1
 
     @cached_property
     def fingerprint(self) -> bytes:

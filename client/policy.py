@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+from client.audit import QUESTIONS
 from common import keys
 from common.config import (
     POSITIVE,
@@ -98,7 +99,7 @@ class Allow:
     settings: Annotated[
         Names,
         "values that settings of a run may have, one a text, such as 'task.hidden=32', 'task.hidden=8..64', or 'task.hidden=*' for any; a setting that is named here may have no other, "
-        "and the task's own settings that are not named keep their defaults",
+        "and the task's own settings that are not named keep their defaults; of a strategy's own only 'strategy.mu' acts here",
     ] = NOBODY
 
     def __post_init__(self) -> None:
@@ -112,7 +113,7 @@ class Allow:
                     f"allow.cohort: expected NAME, or NAME@ and 64 hexadecimal digits, got {shown(entry)}"
                 )
         for word in self.settings:
-            _check_setting(word)
+            _check_setting(word, self.tasks)
         for name in self.statistics:
             if name not in STATISTICS_PARTS:
                 raise ConfigError(f"allow.statistics: unknown part {name!r}; {nearest(name, STATISTICS_PARTS)}")
@@ -125,12 +126,17 @@ class Limits:
     min_cohort: Annotated[int, Range(1, 1_000_000), "fewest hospitals of a federation, this one included"] = 3
     min_patients: Annotated[int, Range(1, 2**31), "fewest training patients that an update may be made from"] = 50
     min_records: Annotated[
-        int, Range(1, 65536), "fewest records of a step (training.batch_size); the last step of an epoch may be shorter"
+        int,
+        Range(1, 65536),
+        "fewest records of a step (training.batch_size); a last step of an epoch that has fewer is left out",
     ] = 8
     min_steps: Annotated[int, Range(1, 2**31), "fewest steps of an update"] = 2
     max_steps: Annotated[int, Range(1, 2**31), "most steps of an update"] = 10_000
     max_rounds: Annotated[int, Range(1, 1_000_000), "most rounds of a run"] = 500
     max_rounds_a_day: Annotated[int, Range(1, 1_000_000), "most rounds within 24 hours, of all runs"] = 1000
+    max_questions_a_day: Annotated[
+        int, Range(1, 1_000_000), "most questions for statistics, metrics and comparisons within 24 hours, of all runs"
+    ] = 200
     max_hours_a_day: Annotated[float, Range(0, 24, open_low=True), "most hours of training within 24 hours"] = 12.0
     max_parameters: Annotated[int, Range(1, 2**31), "largest model, in parameters"] = 50_000_000
     memory_mb: Annotated[int, Range(256, 2**24), "memory that the worker may take, in MB"] = 4096
@@ -177,8 +183,8 @@ class Asked:
     """What a request is. The worker fills it in: what the coordinator claims, and what the hospital itself knows.
 
     From the request: ``kind`` of message, ``task``, ``config``, ``round`` (0 before training), ``cohort`` the names and ``hospitals`` the number of all hospitals of
-    the federation, ``epsilon`` that it offers (None for none). Checked by the hospital: ``coordinator``, the fingerprint of the authority, and ``bundle``, the SHA-256
-    of the code. Its own: ``rows`` training patients, ``parameters`` of the model that came, and rounds and hours of training within the last day.
+    the federation, ``epsilon`` that it offers (None for none), ``proximal`` the pull that training is to have. Checked by the hospital: ``coordinator``, the fingerprint of the authority, and ``bundle``, the SHA-256
+    of the code. Its own: ``rows`` training patients, ``parameters`` of the model that came, and rounds and hours of training and questions within the last day.
     """
 
     kind: str
@@ -194,12 +200,14 @@ class Asked:
     rounds_today: int = 0
     hours_today: float = 0.0
     epsilon: float | None = None
+    questions_today: int = 0
+    proximal: float = 0.0
 
-    @property
-    def steps(self) -> int:
-        """Return the steps of one update."""
+    def steps(self, least: int) -> int:
+        """Return the steps of one update; a last one of fewer than ``least`` records is left out, see `client.training.plan`."""
         training = self.config.training
-        return training.epochs * -(-self.rows // training.batch_size)
+        whole, short = divmod(self.rows, training.batch_size)
+        return training.epochs * (whole + (short >= least or not whole) * bool(short))
 
 
 Objection = Callable[[SitePolicy, Asked], str]
@@ -227,13 +235,17 @@ def read_policy(path: Path) -> SitePolicy:
     ConfigError
         For an unknown key, a wrong type, a value out of range or a contradiction; the message names file and key.
     """
+    return parse_policy(text_of(path), str(path))
+
+
+def text_of(path: Path) -> str:
+    """Read a ``site.toml`` as text; raise DataError where that fails."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         raise DataError(
             f"{path}: cannot be read ({type(error).__name__}); 'fedward hospital init' writes one"
         ) from None
-    return parse_policy(text, str(path))
 
 
 def parse_policy(text: str, origin: str = "site.toml") -> SitePolicy:
@@ -256,7 +268,7 @@ def template(name: str, task: str, data: str) -> str:
     policy = default_policy(name, task, data)
     lines = [
         "# What this hospital allows. Nothing that a coordinator sends can change it.",
-        "# Changes count from the next message on; stub_group, memory_mb and threads from the next 'fedward hospital start' on.",
+        "# Changes count from the next message on; stub_group, memory_mb and threads from the next 'fedward hospital start' on, and so does which last step of an epoch is too short.",
     ]
     for section in fields(SitePolicy):
         part = getattr(policy, section.name)
@@ -370,6 +382,13 @@ def rules() -> tuple[Rule, ...]:
             "training after so many hours within 24",
             _hours_today,
         ),
+        Rule(
+            "max_questions_a_day",
+            "limits.max_questions_a_day",
+            QUESTIONS,
+            "one more question that trains nothing within 24 hours",
+            _questions_today,
+        ),
         Rule("max_parameters", "limits.max_parameters", models, "a larger model", _max_parameters),
     )
 
@@ -427,7 +446,9 @@ def _settings(policy: SitePolicy, asked: Asked) -> str:
         key, _, text = word.partition("=")
         named.setdefault(key, []).append(text)
     defaults = _defaults(asked.task.name)
-    for key, value in (defaults | flatten(as_table(asked.config))).items():
+    # The pull towards the model that came acts here, so what counts is the one that is asked for, not the one that the run's settings tell.
+    pull = {"strategy.mu": asked.proximal} if asked.proximal else {}
+    for key, value in (defaults | flatten(as_table(asked.config)) | pull).items():
         good = [*named.get(key, ())]
         if good and not any(_fits(text, value) for text in good):
             return f"the run asks for the setting {shown(key)} at {shown(str(value))}, this hospital allows {', '.join(good)}"
@@ -443,13 +464,17 @@ def _defaults(task: str) -> dict[str, Any]:
     return flatten({"task": as_table(TASKS[task]())}) if task in TASKS else {}
 
 
-def _check_setting(word: str) -> None:
-    """Refuse what names no setting: a misspelt one would be a rule that never counts."""
+def _check_setting(word: str, tasks: Names) -> None:
+    """Refuse what names no setting, or one that acts at the coordinator alone: it would be a rule that never counts."""
+    from common.tasks import TASKS
+
     key, equals, text = word.partition("=")
-    known = [name for name, _, _ in describe(RunConfig)]
-    if not equals or not text or (key not in known and not re.fullmatch(r"(task|strategy)\.\w+", key)):
+    known = {name for name, _, _ in describe(RunConfig)} | {"strategy.mu"}
+    known |= {f"task.{item.name}" for name in tasks if name in TASKS for item in fields(TASKS[name])}  # type: ignore[arg-type]
+    if not equals or not text or key not in known:
         raise ConfigError(
-            f"allow.settings: expected a setting of a run and a value, such as 'task.hidden=32', got {shown(word)}"
+            "allow.settings: expected a setting that acts at this hospital and a value, such as 'task.hidden=32',"
+            f" got {shown(word)}; {nearest(key, sorted(known)) if equals else 'the value is missing'}"
         )
     if ".." in text and _bounds(text) is None:
         raise ConfigError(f"allow.settings: {key}: expected two numbers, such as 8..64, got {shown(text)}")
@@ -536,11 +561,11 @@ def _min_records(policy: SitePolicy, asked: Asked) -> str:
 
 
 def _min_steps(policy: SitePolicy, asked: Asked) -> str:
-    return _at_least(asked.steps, "steps an update", policy.limits.min_steps)
+    return _at_least(asked.steps(policy.limits.min_records), "steps an update", policy.limits.min_steps)
 
 
 def _max_steps(policy: SitePolicy, asked: Asked) -> str:
-    return _at_most(asked.steps, "steps an update", policy.limits.max_steps)
+    return _at_most(asked.steps(policy.limits.min_records), "steps an update", policy.limits.max_steps)
 
 
 def _max_rounds(policy: SitePolicy, asked: Asked) -> str:
@@ -567,6 +592,11 @@ def _hours_today(policy: SitePolicy, asked: Asked) -> str:
     return (
         f"the run asks for training after {asked.hours_today:.1f} hours of it within 24, this hospital allows {most:g}"
     )
+
+
+def _questions_today(policy: SitePolicy, asked: Asked) -> str:
+    most = policy.limits.max_questions_a_day
+    return _at_most(asked.questions_today + 1, "questions within 24 hours", most)
 
 
 def _max_parameters(policy: SitePolicy, asked: Asked) -> str:

@@ -65,7 +65,7 @@ def serve(site: Site) -> None:
     hospital = vault.unseal(
         sealed(site.folder, site.task), task_of(Choice(site.task)), site.vault_key(), site.name
     ).hospital(site.name)
-    hospital = replace(hospital, ledger=open_ledger(site.folder))
+    hospital = replace(hospital, ledger=open_ledger(site.folder), least=policy.limits.min_records)
     backend.start(policy.limits.threads)
     _end_above(policy.limits.memory_mb)
     with AuditLog(site.folder / AUDIT, site.audit_key()) as audit:

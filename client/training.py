@@ -56,21 +56,23 @@ def method_of(task: Task, training: TrainingConfig, *, proximal: bool, controls:
     return Method(training.optimizer, training.momentum, training.weight_decay, augment, proximal, controls, xla)
 
 
-def plan(rows: int, batch_size: int, epochs: int, generator: np.random.Generator) -> Plan:
+def plan(rows: int, batch_size: int, epochs: int, generator: np.random.Generator, least: int = 1) -> Plan:
     """Draw the batches: int32 row numbers of shape ``(steps, batch_size)``, every row once an epoch.
 
-    Where a batch is short, ``-1 - row`` names a row that has no weight in the loss but stands in the statistics of a BatchNorm layer,
+    A last batch of fewer than ``least`` rows is left out, as long as there are others; other rows are in it at the next epoch. Where a batch is short, ``-1 - row`` names a row that has no weight in the loss but stands in the statistics of a BatchNorm layer,
     which of copies of one row would have no variance.
 
     >>> plan(3, 2, 1, np.random.default_rng(0))
     array([[ 2,  0],
            [ 1, -3]], dtype=int32)
     """
-    steps = -(-rows // batch_size)
+    short = rows % batch_size
+    kept = rows - short if short < least and rows > batch_size else rows
+    steps = -(-kept // batch_size)
     batches = np.empty((epochs, steps * batch_size), np.int32)
     for epoch in batches:
-        epoch[:rows] = generator.permutation(rows)
-    batches[:, rows:] = -1 - batches[:, np.arange(steps * batch_size - rows) % rows]
+        epoch[:kept] = generator.permutation(rows)[:kept]
+    batches[:, kept:] = -1 - batches[:, np.arange(steps * batch_size - kept) % rows]
     return batches.reshape(epochs * steps, batch_size)
 
 

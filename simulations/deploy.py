@@ -41,6 +41,7 @@ GENEROUS = Limits(
     max_steps=2**31,
     max_rounds=1_000_000,
     max_rounds_a_day=1_000_000,
+    max_questions_a_day=1_000_000,
     max_hours_a_day=24.0,
 )
 """Virtual hospitals hold public data: they allow whatever the scenario asks."""

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from client import audit
 from client.audit import EVENTS, FIELDS, LONGEST, AuditLog
-from common import chain
+from common import chain, messages
 from common.chain import ORIGIN, checkpoint_from, checkpoint_text, is_signed, verify
 from common.errors import DataError, UsageError
 
@@ -646,6 +646,19 @@ class TestMemory:
     def test_judging_is_no_training(self, reopened):
         evaluated = {**ALLOWED, "kind": "evaluate"}
         assert reopened(("allowed", evaluated), ("failed", {"message": "3f"})).trained() == (0, 0.0)
+
+    @pytest.mark.parametrize("kind", [messages.STATISTICS, messages.EVALUATE, messages.COMPARE])
+    def test_questions_count_for_a_day_whatever_became_of_them(self, reopened, monkeypatch, kind):
+        asked = {**ALLOWED, "kind": kind}
+        log, now = reopened(("allowed", asked), ("sent", asked), ("allowed", asked), ("failed", asked)), time.time()
+        assert log.questions() == 2
+        log.append("allowed", ALLOWED)
+        log.append("refused", asked)
+        assert log.questions() == 2
+        monkeypatch.setattr(audit.time, "time", lambda: now - 1_000_000)
+        assert log.questions() == 2, "a clock that is set back frees nothing"
+        monkeypatch.setattr(audit.time, "time", lambda: now + 86_500)
+        assert log.questions() == 0
 
     def test_training_during_which_the_process_died_counts(self, reopened):
         log = reopened(("allowed", ALLOWED))

@@ -185,6 +185,11 @@ class TestAllowed:
         assert lines["asked"]["bundle"] == APPROVED
         assert lines["asked"]["coordinator"] == CA
         assert lines["asked"]["task"] == "heart"
+        asked = messages.unpack_request(desk.request(number=2))
+        assert lines["asked"]["settings"] == hashlib.sha256(asked.run.encode()).hexdigest()
+        assert lines["asked"]["weights"] == hashlib.sha256(asked.arrays["weights"].tobytes()).hexdigest()
+        rules = desk.folder / "site.toml"
+        assert lines["asked"]["policy"] == hashlib.sha256(rules.read_bytes()).hexdigest()
         assert lines["trained"]["rounds"] == 1
         assert all({**fields, **request} == fields for fields in lines.values())
         arrays = messages.unpack_reply(answer.content).arrays
@@ -223,6 +228,14 @@ class TestAllowed:
 
 
 class TestStatistics:
+    def test_questions_are_counted_too(self, desk):
+        desk.rule("max_questions_a_day = 200", "max_questions_a_day = 2")
+        assert [desk.ask(kind).has_content() for kind in (STATISTICS, EVALUATE)] == [True, True]
+        assert refused(desk.ask(EVALUATE, run=8)) == (REFUSED, "max_questions_a_day")
+        assert refused(desk.ask(STATISTICS, run=9)) == (REFUSED, "max_questions_a_day")
+        assert desk.ask().has_content(), "training has limits of its own"
+        assert desk.worker.asked == [STATISTICS, EVALUATE, TRAIN]
+
     def test_small_counts_do_not_leave(self, desk):
         ill = np.flatnonzero(np.asarray(desk.hospital.test["num"]) > 0)
         fine = np.flatnonzero(np.asarray(desk.hospital.test["num"]) == 0)

@@ -110,11 +110,11 @@ CASES = {
         asking(config=config(batch_size=9)),
         asking(config=config(batch_size=10)),
     ),
-    "min_steps": (allowing(), asking(config=config(batch_size=12)), asking(config=config(batch_size=11))),
+    "min_steps": (allowing(), asking(config=config(batch_size=11)), asking(config=config(batch_size=10))),
     "max_steps": (
         allowing("limits", max_steps=19),
         asking(config=config(epochs=2)),
-        asking(config=config(batch_size=11)),
+        asking(config=config(batch_size=10)),
     ),
     "max_rounds": (allowing(), asking(config=config(rounds=21)), asking(config=config(rounds=20))),
     "round": (allowing(), asking(round=21), asking(round=20)),
@@ -127,6 +127,11 @@ CASES = {
         allowing("limits", max_hours_a_day=2.5),
         asking(hours_today=2.5),
         asking(hours_today=2.49),
+    ),
+    "max_questions_a_day": (
+        allowing("limits", max_questions_a_day=7),
+        asking(EVALUATE, questions_today=7),
+        asking(EVALUATE, questions_today=6),
     ),
     "max_parameters": (allowing("limits", max_parameters=5000), asking(parameters=5001), asking(parameters=5000)),
 }
@@ -185,14 +190,14 @@ class TestRules:
             "Change [limits] in site.toml, or ask the coordinator."
         )
 
-    @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 200))
-    def test_steps_are_those_of_the_plan(self, rows, batch_size, epochs):
+    @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 200), st.integers(1, 40))
+    def test_steps_are_those_of_the_plan(self, rows, batch_size, epochs, least):
         import numpy as np
 
         from client.training import plan
 
         asked = asking(rows=rows, config=config(batch_size=batch_size, epochs=min(epochs, 5)))
-        assert asked.steps == len(plan(rows, batch_size, min(epochs, 5), np.random.default_rng(0)))
+        assert asked.steps(least) == len(plan(rows, batch_size, min(epochs, 5), np.random.default_rng(0), least))
 
     @given(st.integers(0, 8), st.integers(0, 8), st.integers(1, 8))
     def test_a_cohort_is_as_large_as_the_smaller_claim(self, named, claimed, least):
@@ -310,6 +315,13 @@ class TestSettings:
         for word in ("seed=6", "strategy.name=fedavg", "strategy.mu=0.4", "training.optimizer=adam", "rounds=1..19"):
             assert objections(allowing(settings=Names([word])), asked) == ["settings"], word
 
+    def test_the_pull_that_acts_here_is_the_one_that_is_asked_for(self):
+        """A coordinator may tell one strategy and send another's pull; and what the run leaves open is a default that only the coordinator knows."""
+        for told in (Choice("fedprox", (("mu", 0.1),)), Choice("fedprox"), Choice("fedavg")):
+            asked = asking(config=config(strategy=told), proximal=5.0)
+            assert objections(allowing(settings=Names(["strategy.mu=0..1"])), asked) == ["settings"]
+            assert objections(allowing(settings=Names(["strategy.mu=0..9"])), asked) == []
+
     def test_the_refusal_names_setting_and_value_and_what_is_allowed(self):
         task = Choice("heart", (("hidden", 4096),))
         text = str(
@@ -324,7 +336,17 @@ class TestSettings:
 
     @pytest.mark.parametrize(
         "word",
-        ["task.hidden", "task.hidden=", "=3", "hidden=3", "trainng.optimizer=sgd", "task.hidden=8..", "task.x.y=1"],
+        [
+            "task.hidden",
+            "task.hidden=",
+            "=3",
+            "hidden=3",
+            "trainng.optimizer=sgd",
+            "task.hidden=8..",
+            "task.x.y=1",
+            "task.hiden=32",
+            "strategy.beta=0.5",
+        ],
     )
     def test_what_names_no_setting_is_a_mistake(self, word):
         """Else it would be a rule that never counts."""

@@ -314,6 +314,18 @@ class TestPlan:
         assert set(filling) <= set(range(-rows, 0))
         assert len(set(filling)) == min(len(filling), rows)
 
+    @given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 4), st.integers(1, 40), st.integers(0, 2**32))
+    def test_no_batch_is_shorter_than_the_hospital_allows_and_the_others_stay_as_they_are(
+        self, rows, batch, epochs, least, seed
+    ):
+        drawn = plan(rows, batch, epochs, np.random.default_rng(seed), least)
+        whole = plan(rows, batch, epochs, np.random.default_rng(seed))
+        assert ((drawn >= 0).sum(axis=1) >= min(least, rows, batch)).all()
+        every = whole.reshape(epochs, -1, batch)
+        if least > rows % batch > 0 and rows > batch:
+            every = every[:, :-1]
+        np.testing.assert_array_equal(drawn, every.reshape(-1, batch))
+
     def test_the_order_is_drawn_anew_every_epoch_and_follows_from_the_generator(self):
         one, other = (plan(50, 10, 2, np.random.default_rng(1)) for _ in range(2))
         np.testing.assert_array_equal(one, other)
