@@ -234,12 +234,14 @@ def approve(args: argparse.Namespace) -> int:
 
 def _waiting(folder: Path) -> dict[str, bytes]:
     """Return the bundles that the stub kept, by hash; a file that is not what its name says is nothing to approve."""
-    try:
-        # No links and no pipes: another user may write here, see site.stub_group.
-        files = [file for file in sorted(folder.glob("*.fab")) if file.is_file() and not file.is_symlink()]
-        contents = {file.stem: file.read_bytes() for file in files}
-    except OSError as error:
-        raise DataError(f"{folder}: the bundles that wait cannot be read ({error.strerror})") from None
+    contents = {}
+    for file in sorted(folder.glob("*.fab")):
+        try:
+            # No links and no pipes: another user may write here, see site.stub_group.
+            if file.is_file() and not file.is_symlink():
+                contents[file.stem] = file.read_bytes()
+        except OSError as error:
+            print(f"{file}: cannot be read ({error.strerror}), and is left out", file=sys.stderr)
     return {name: content for name, content in contents.items() if hashlib.sha256(content).hexdigest() == name}
 
 

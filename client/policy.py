@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from client.audit import QUESTIONS
-from common import keys
+from common import joining, keys
 from common.config import (
     POSITIVE,
     Choice,
@@ -41,7 +41,6 @@ PREFACE = (
     "an empty list allows nothing. Every request must pass every rule. The code of a refusal is all that leaves the hospital."
 )
 
-_NAME = re.compile(r"\w[\w .-]{0,63}")
 _SHOWN = re.compile(r"[\w .:+-]{1,95}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -69,7 +68,7 @@ class Site:
     ] = ""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not joining.NAME.fullmatch(self.name):
             raise ConfigError(
                 "site.name: expected 1 to 64 letters, digits, spaces, dots, hyphens or underscores, a letter or digit first"
             )

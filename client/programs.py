@@ -5,7 +5,8 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,25 +64,26 @@ def start(site: Site, tell: Callable[[str], object], *, stub: bool = True, healt
     place, group = place_of(site), read_policy(site.folder / resident.POLICY).site.stub_group
     socket, reached = site.folder / resident.SOCKET, place.folder / tunnel.REACHED
     advice = f"; 'fedward hospital stop {site.folder}' ends it"
-    with supervise.stopping() as stopped, supervise.marked(place.folder, advice) as note:
-        try:
-            _share(site, place, group)
-            for sign in (socket, reached):
-                sign.unlink(missing_ok=True)
-            supervisor = Supervisor(programs(site, place, stub=stub))
-            figures = partial(watch.figures, site, watch.Tally(site.folder / resident.AUDIT))
-            with health.answering(place.folder, supervisor.states, figures, health_port), supervisor:
-                up: list[str] = []
+    with (
+        supervise.stopping() as stopped,
+        supervise.marked(place.folder, advice) as note,
+        node_key(site, place) as key,
+    ):
+        _share(site, place, group)
+        for sign in (socket, reached):
+            sign.unlink(missing_ok=True)
+        supervisor = Supervisor(programs(site, place, key, stub=stub))
+        figures = partial(watch.figures, site, watch.Tally(site.folder / resident.AUDIT))
+        with health.answering(place.folder, supervisor.states, figures, health_port), supervisor:
+            up: list[str] = []
 
-                def look() -> None:
-                    note(supervisor.pids())
-                    if not up and reached.exists() and socket.exists():
-                        up.append(_connected(site))
-                        tell(up[0])
+            def look() -> None:
+                note(supervisor.pids())
+                if not up and reached.exists() and socket.exists():
+                    up.append(_connected(site))
+                    tell(up[0])
 
-                until_stopped(supervisor, look, stopped=stopped)
-        finally:
-            _key_file(place).unlink(missing_ok=True)
+            until_stopped(supervisor, look, stopped=stopped)
 
 
 def _connected(site: Site) -> str:
@@ -131,8 +133,8 @@ def running(site: Site) -> int | None:
     return supervise.running(site.folder / RUN)
 
 
-def programs(site: Site, place: Place, *, stub: bool = True) -> list[Program]:
-    """Return what runs at a hospital, in the order in which it is started; ``stub`` for the last of it.
+def programs(site: Site, place: Place, key: Path, *, stub: bool = True) -> list[Program]:
+    """Return what runs at a hospital, in the order in which it is started; ``key`` is of `node_key`, and ``stub`` for the last of it.
 
     Raises
     ------
@@ -147,7 +149,7 @@ def programs(site: Site, place: Place, *, stub: bool = True) -> list[Program]:
     wanted = [
         _ours(place, "worker", _module("client.resident", str(site.folder)), secret),
         _ours(place, "tunnel", _module("client.tunnel", str(site.folder), *way), secret),
-        _node(site, place),
+        _node(place, key),
     ]
     return [*wanted, _ours(place, "stub", _stub(site.folder, place.node), DIRECT)] if stub else wanted
 
@@ -166,11 +168,33 @@ def _stub(folder: Path, node: int) -> list[str]:
     return _module("client.stub", f"127.0.0.1:{node}", *map(str, files))
 
 
-def _node(site: Site, place: Place) -> Program:
+@contextmanager
+def node_key(site: Site, place: Place) -> Iterator[Path]:
+    """Within, the key of Flower's node stands, not sealed, in what its program can open like a file: memory of this process, where there is that (Linux).
+
+    Elsewhere it is a file of mode 0600 that is removed at the end.
+    """
+    file = place.folder / "node.key"
+    file.unlink(missing_ok=True)  # of a release or a process that left it
+    if not hasattr(os, "memfd_create"):
+        keys.write(file, site.node_key())
+        try:
+            yield file
+        finally:
+            file.unlink(missing_ok=True)
+        return
+    descriptor = os.memfd_create("node.key")
+    try:
+        os.fchmod(descriptor, 0o600)
+        os.write(descriptor, site.node_key())
+        # By this process's number, for the node is another and is started again when it ends.
+        yield Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def _node(place: Place, key: Path) -> Program:
     """Return Flower's own program, unmodified; it sees messages pass, and neither patients nor the key of the certificate."""
-    key = _key_file(place)
-    key.unlink(missing_ok=True)
-    keys.write(key, site.node_key())
     words = [
         "--superlink",
         f"{tunnel.LOOPBACK}:{place.tunnel}",
@@ -190,10 +214,6 @@ def _node(site: Site, place: Place) -> Program:
     words += ["--superexec-auth-secret-file", str(place.secret)]
     home = {"FLWR_HOME": str(place.folder / "flower")} | DIRECT
     return Program("node", [flower_program("flower-supernode"), *words], place.folder / "node.log", home)
-
-
-def _key_file(place: Place) -> Path:
-    return place.folder / "node.key"
 
 
 def flower_program(name: str) -> str:

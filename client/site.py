@@ -33,10 +33,10 @@ VAULT_BYTES = 32
 BACKUP = archive.Kind(
     "hospital",
     REQUEST,
-    left_out=("run", "ledger.sqlite-journal"),
+    left_out=("run", "bundles", "ledger.sqlite-journal"),
     readings={"audit.jsonl": archive.whole_lines, ledger.NAME: ledger.whole},
 )
-"""What a backup of a site is; what its programs need while they run is made anew."""
+"""What a backup of a site is; what its programs need while they run is made anew, and bundles that wait belong to a stub, which may be another user and hostile."""
 
 
 @dataclass(frozen=True)

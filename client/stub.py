@@ -6,6 +6,7 @@ run is not executed: the worker is told its hash, and a run of code that the hos
 """
 
 import logging
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -62,6 +63,9 @@ def keep(bundle: Bundle, bundles: Path) -> None:
         _make_room(bundles, len(bundle.content))
         part = path.with_suffix(".part")
         part.write_bytes(bundle.content)
+        # The hospital's own user is to read it, whatever this one's mask; the folder's group is the one that both are in.
+        os.chown(part, -1, bundles.stat().st_gid)
+        part.chmod(0o640)
         part.replace(path)
 
 

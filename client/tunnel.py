@@ -28,7 +28,6 @@ from common.errors import DataError, FedwardError, UsageError
 from common.relay import Body, Gone, Receive, Refused, Scope, Send
 
 LOOPBACK = "127.0.0.1"
-RENEW = "/fedward/renew"
 TRUST, SHOWN, SHOWN_KEY = "tunnel-ca.pem", "tunnel.pem", "tunnel.key"
 """Files for the loopback side: what Flower's node is told to trust, and what it is shown."""
 REACHED = "reached"
@@ -190,7 +189,7 @@ class Tunnel:
     async def _renew(self) -> None:
         # In a thread, since opening a sealed key takes a moment.
         csr = await asyncio.to_thread(self._identity.csr)
-        request = relay.request(self._gateway + RENEW, [(b"content-length", b"%d" % len(csr))], csr, TIMEOUT)
+        request = relay.request(self._gateway + relay.RENEW, [(b"content-length", b"%d" % len(csr))], csr, TIMEOUT)
         response = await self._client.send(request)
         if not response.is_success:
             raise DataError(f"the gateway answered {response.status_code}; ask the coordinator")

@@ -47,6 +47,8 @@ FLEET = frozenset(
     )
 )
 """Flower's routes for a node that has been registered. Registering is the coordinator's business."""
+RENEW = "/fedward/renew"
+"""The gateway's own route for a certificate that is about to expire."""
 NODE_KEY = b"flwr-public-key"
 ASKED = frozenset(
     (

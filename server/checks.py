@@ -1,7 +1,6 @@
 """Checks of what hospitals send: what passes can be summed, and what does not is refused with a code, whoever sent it and whatever it is."""
 
 import math
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -9,7 +8,7 @@ import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from common import messages, wire
+from common import joining, messages, wire
 from common.config import RunConfig
 from common.errors import ConfigError, UpdateRejected
 from common.layout import Vector
@@ -24,7 +23,6 @@ from server.plan import Plan
 MOST = 1e15
 """Largest sum over its patients that a hospital may report: far beyond any real one, and far below where sums of them overflow."""
 DTYPES = {"number": np.float64, "category": np.float64, "image": np.uint8, "text": np.object_}
-NAME = re.compile(r"\w[\w .-]{0,63}")
 LEAST = 1e-100
 """Smallest sum but 0: far below any real one, and far above where dividing by it overflows."""
 
@@ -89,7 +87,7 @@ def _check_values(vector: Vector, cap: float) -> None:
 
 def check_enrolment(reply: Reply, task: Task) -> None:
     """Check a hospital's answer to the first question: its name, its counts, and the task's statistics."""
-    if not NAME.fullmatch(reply.texts.get("hospital", "")):
+    if not joining.NAME.fullmatch(reply.texts.get("hospital", "")):
         raise UpdateRejected(
             "name", "expected a hospital's name of 1 to 64 letters, digits, spaces, dots, hyphens or underscores"
         )

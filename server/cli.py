@@ -175,8 +175,8 @@ def admit(args: argparse.Namespace) -> int:
     tell(
         args,
         {"name": answer["name"], "file": str(out), "fingerprint": federation.fingerprint},
-        f"Admitted {answer['name']!r}. Send it {out}; it holds no secret.\nThe hospital then types:\n"
-        f"  fedward hospital join FOLDER {out.name} --fingerprint {federation.fingerprint}",
+        f"Admitted {answer['name']!r}. Send it {out}; it holds no secret.\nThe hospital then types, with the fingerprint that you read out on the telephone,"
+        f" since whoever alters what you send would alter it there too:\n  fedward hospital join FOLDER {out.name} --fingerprint {federation.fingerprint}",
     )
     return 0
 
@@ -274,11 +274,12 @@ def audit(args: argparse.Namespace) -> int:
     from server import provision
 
     federation = provision.open_federation(args.folder)
-    members = [member for member in federation.members() if args.hospital in (None, member.name)]
+    known, damaged = federation.survey()
+    members = [member for member in known if args.hospital in (None, member.name)]
     if args.hospital is None and (args.log or args.put_aside):
         raise UsageError("--log and --put-aside are for one hospital; expected its name")
     if args.hospital and not members:
-        names = [member.name for member in federation.members()]
+        names = [member.name for member in known]
         raise UsageError(f"no hospital {args.hospital!r} is admitted; {nearest(args.hospital, names)}")
     witness = federation.witness
     if args.log:
@@ -293,8 +294,12 @@ def audit(args: argparse.Namespace) -> int:
         tell(args, {"hospital": args.hospital, "put_aside": aside and str(aside)}, text)
     else:
         lines_of = witness.heads()
-        rows = [f"{member.name:24} {lines_of[member.name]} lines promised" for member in members]
-        tell(args, {member.name: lines_of[member.name] for member in members}, "\n".join(rows))
+        rows = [
+            f"{member.name:24} {f'{lines_of[member.name]} lines promised' if member.name in lines_of else 'DAMAGED'}"
+            for member in members
+        ]
+        rows += [f"DAMAGED {error}" for error in damaged]
+        tell(args, {member.name: lines_of.get(member.name) for member in members}, "\n".join(rows))
     return 0
 
 

@@ -15,7 +15,7 @@ import random
 import ssl
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,7 +32,6 @@ from common.preflight import CLOCK, HEALTH, RELEASE
 from common.relay import Body, Gone, Header, Receive, Refused, Scope, Send
 from server.superlink import NEWS
 
-RENEW = "/fedward/renew"
 PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
 PART = "/v1/fleet/pull-object"
 ENTER, LEAVE = "/v1/fleet/activate-node", "/v1/fleet/deactivate-node"
@@ -57,6 +56,8 @@ PART_SECONDS, PART_PAUSE = 5.0, 0.02
 MOST_TIMES = 3
 """How often a message is handed out to a node that never does anything with it."""
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+MEMBER_SECONDS = 5.0
+"""How often it is asked, while a request is under way, whether its sender is still a member."""
 REFRESH_SECONDS = 3600.0
 """How often the age of the gateway's own certificate is looked at."""
 
@@ -79,8 +80,8 @@ class Federation(Protocol):
     def member_of(self, certificate_der: bytes, /) -> Member | None:
         """Return whose certificate this is; None unless it counts at this moment."""
 
-    def renew(self, name: str, csr_pem: bytes, /) -> bytes:
-        """Return a new certificate for a member."""
+    def renew(self, name: str, csr_pem: bytes, certificate_der: bytes, /) -> bytes:
+        """Return a new certificate for a member, beside the one that it shows."""
 
 
 @dataclass
@@ -94,9 +95,10 @@ class _Handed:
 
 @dataclass
 class _Line:
-    """What is remembered of a member: its requests under way, how often it asked for messages and how many of these questions wait, a message that it may not have received, its node's number."""
+    """What is remembered of a member: its requests under way, whether a renewal is one, how often it asked for messages and how many of these questions wait, a message that it may not have received, its node's number."""
 
     busy: int = 0
+    renewing: bool = False
     asked: int = 0
     waiting: int = 0
     handed: _Handed | None = None
@@ -142,7 +144,7 @@ class Gateway:
             return
         try:
             async with relay.waiting_on(scope):
-                await self._answer(self._member(scope), scope, receive, send)
+                await self._while_member(self._member(scope), scope, receive, send)
         except Refused as refusal:
             _log.warning("refused %s %s %d: %s", self._who(scope), _route(scope), refusal.code, refusal)
             await relay.answer(send, refusal.code, closing=True)
@@ -151,6 +153,28 @@ class Gateway:
         except httpx.TransportError as error:
             # The answer has begun and can't be ended well; the server cuts it off when this returns, and the node asks again.
             _log.warning("broken off %s %s: %s", self._who(scope), _route(scope), type(error).__name__)
+
+    async def _while_member(self, member: Member, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, which may take an hour over a slow line, and break it off when the member is one no more."""
+        begun = False
+
+        async def sent(event: MutableMapping[str, Any]) -> None:
+            nonlocal begun
+            begun = True
+            await send(event)
+
+        answering = asyncio.create_task(self._answer(member, scope, receive, sent))
+        try:
+            while not (await asyncio.wait({answering}, timeout=MEMBER_SECONDS))[0]:
+                self._member(scope)
+            await answering
+        except Refused:
+            if not begun:
+                raise
+            # What has begun can't be refused any more; the server cuts it off when this returns.
+            _log.warning("broken off %s %s: no member any more", self._who(scope), _route(scope))
+        finally:
+            await relay.ended(answering)
 
     def _member(self, scope: Scope) -> Member:
         member = self._federation.member_of(scope.get(relay.CERTIFICATE, b""))
@@ -168,18 +192,20 @@ class Gateway:
         line = self._lines[member.name]
         if (method, path) == ("GET", HEALTH):
             await relay.answer(send, 200, b"ok\n", [(CLOCK.encode(), b"%.3f" % time.time()), _RELEASE])
-        elif (method, path) == ("POST", RENEW):
-            csr = await Body(scope, receive, certificates.LARGEST).whole()
-            await relay.answer(send, 200, self._renewed(member, csr))
+        elif (method, path) == ("POST", relay.RENEW):
+            with _at_once(line), _alone(line):
+                csr = await Body(scope, receive, certificates.LARGEST).whole()
+                await relay.answer(send, 200, await self._renewed(member, csr, scope[relay.CERTIFICATE]))
         elif method == "POST" and path in relay.FLEET:
             with _at_once(line):
                 await self._fleet(member, line, path, scope, receive, send)
         else:
             raise Refused(403, "no route for hospitals")
 
-    def _renewed(self, member: Member, csr: bytes) -> bytes:
+    async def _renewed(self, member: Member, csr: bytes, shown: bytes) -> bytes:
         try:
-            pem = self._federation.renew(member.name, csr)
+            # In a thread: it signs, waits for a lock and for the disk, and others are to be answered meanwhile.
+            pem = await asyncio.to_thread(self._federation.renew, member.name, csr, shown)
         except FedwardError as error:
             raise Refused(400, f"not renewed: {error}") from None
         _log.info("renewed %r", member.name)
@@ -331,6 +357,18 @@ def _at_once(line: _Line) -> Iterator[None]:
 
 
 @contextmanager
+def _alone(line: _Line) -> Iterator[None]:
+    """Renew one certificate of a member at a time; raise as `_at_once` does."""
+    if line.renewing:
+        raise Refused(503, "a renewal is under way")
+    line.renewing = True
+    try:
+        yield
+    finally:
+        line.renewing = False
+
+
+@contextmanager
 def _reached() -> Iterator[None]:
     try:
         yield
@@ -423,11 +461,6 @@ class House(Federation, Protocol):
     def gateway_certificate(self) -> Path: ...  # noqa: D102
     def refresh_gateway(self) -> bool:
         """Make the certificate anew where it is about to expire; say whether it was."""
-
-
-def app(federation: Federation, upstream: str) -> Gateway:
-    """Return the ASGI application in front of a SuperLink at ``upstream``, a URL."""
-    return Gateway(federation, upstream)
 
 
 def context_of(federation: House) -> ssl.SSLContext:

@@ -3,10 +3,11 @@
 import fcntl
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from common import joining, keys
 from common.errors import DataError
@@ -121,6 +122,17 @@ def alike(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
+def _readable(document: Mapping[str, Any]) -> bool:
+    """Tell whether a member's keys are keys: what is admitted under others would end whoever meets them."""
+    kinds: tuple[keys.Kind, ...] = ("tls", "node", "audit")
+    try:
+        for kind in kinds:
+            keys.load_public(document[f"{kind}_key"], kind, "")
+    except DataError:
+        return False
+    return True
+
+
 def _member(path: Path) -> Member:
     document = {"ends": None, **joining.read_document(path)}
     names, lists = {item.name for item in fields(Member)}, {"serials", "barred"}
@@ -132,6 +144,6 @@ def _member(path: Path) -> Member:
         and all(isinstance(document[name], list) for name in lists)
         and all(isinstance(text, str) for name in lists for text in document[name])
     )
-    if not good:
+    if not good or not _readable(document):
         raise DataError(f"{path}: damaged; restore it from a backup, or delete it and admit the hospital again")
     return Member(**(document | {name: tuple(document[name]) for name in lists}))

@@ -103,8 +103,8 @@ class Federation:
             self._book.store(member)
         return self._answer(member, pem)
 
-    def renew(self, name: str, csr: bytes) -> bytes:
-        """Sign a new certificate over the key that a hospital was admitted with; return it as PEM.
+    def renew(self, name: str, csr: bytes, shown: bytes = b"") -> bytes:
+        """Sign a new certificate over the key that a hospital was admitted with; return it as PEM. The one that it ``shown`` (DER) goes on counting, since the answer may be lost.
 
         Raises
         ------
@@ -122,7 +122,8 @@ class Federation:
                     f"the request is not for the key and name that hospital {name!r} was admitted with; it renews over the same key only"
                 )
             pem = self._issue(request, name)
-            self._book.store(replace(member, serials=_with(member.serials, pem), ends=_end(pem)))
+            seen = _examined(shown, self.authority)
+            self._book.store(replace(member, serials=_with(member.serials, pem, seen and seen.serial), ends=_end(pem)))
         return pem
 
     def revoke(self, name: str) -> Member:
@@ -236,7 +237,6 @@ class Federation:
             "name": member.name,
             "certificate": pem.decode(),
             "authority": self.authority.decode(),
-            "fingerprint": self.fingerprint,
         }
 
 
@@ -364,8 +364,11 @@ def _end(pem: bytes) -> str:
     return certificates.load(pem, "certificate").not_valid_after_utc.isoformat(timespec="seconds")
 
 
-def _with(serials: tuple[str, ...], pem: bytes) -> tuple[str, ...]:
-    return (*serials, _serial(certificates.load(pem, "certificate")))[-SERIALS:]
+def _with(serials: tuple[str, ...], pem: bytes, used: str | None = None) -> tuple[str, ...]:
+    """Add a certificate's number to a hospital's; of more than count, the oldest goes that is not the one in use."""
+    kept = [used] if used in serials and used is not None else []
+    others = [each for each in (*serials, _serial(certificates.load(pem, "certificate"))) if each not in kept]
+    return (*kept, *others[len(kept) - SERIALS :])
 
 
 def _match(members: Sequence[Member], request: JoinRequest) -> Member | None:

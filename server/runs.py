@@ -56,19 +56,28 @@ def run(
     Raises
     ------
     FedwardError
-        When the federation is not running, or too few hospitals answered. What was finished stays in the folder.
+        When the federation is not running, has another run under way, or too few hospitals answered. What was finished stays in the folder.
     """
-    with _alone_in(folder):
+    with _alone_in(folder), _alone_in_federation(coordinator.place_of(federation)) as place:
         plan = Plan(config, cohort=tuple(member.name for member in federation.members() if not member.revoked))
         _ = plan.strategy  # a contradiction is refused before anything is written
         models.write(folder / CONFIG, dumps(as_table(config)).encode())
-        with coordinator.grid(coordinator.place_of(federation), plan) as grid:
+        with coordinator.grid(place, plan) as grid:
             outcome = rounds.run(grid, plan, folder, watch)
         record: dict[str, Any] = records.finite(_record(federation, plan, outcome, folder.name))
         records.save_model(folder, plan.task, config.seed, outcome.model)
         records.write_metrics(folder, record)
         records.write_json(folder / records.RUN, record)
         return record
+
+
+@contextmanager
+def _alone_in_federation(place: coordinator.Place) -> Iterator[coordinator.Place]:
+    """Within, no other process runs any run of a federation: its hospitals answer one at a time, and each other's deadlines would pass."""
+    training = place.folder / "training"
+    training.mkdir(mode=0o700, exist_ok=True)
+    with supervise.marked(training, "; a federation has one run at a time, so wait for it or stop it"):
+        yield place
 
 
 @contextmanager

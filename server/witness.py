@@ -1,6 +1,6 @@
 """Witness: what the hospitals' audit logs promised, kept beside the members, so that a log that was rewritten or cut off is known for it.
 
-Every answer carries a checkpoint of its hospital's log (`common.chain`), taken after the line on that very answer. `Screen` stands between the round loop and Flower: an answer without a checkpoint, with one that is not signed by the key that the hospital was admitted with, or of a log that went back, becomes a refusal with
+Every answer carries a checkpoint of its hospital's log (`common.chain`), taken after the line on that very answer. `Screen` stands between the round loop and Flower: an answer without a checkpoint, with one that is not signed by the key that the hospital was admitted with, or of a log that went back or stands still, becomes a refusal with
 the code ``audit``. It costs that hospital its update and nothing else.
 """
 
@@ -45,21 +45,30 @@ class Witness:
         found = [chain.checkpoint_from(text) for text in texts] if isinstance(texts, list) else [None]
         held = [checkpoint for checkpoint in found if checkpoint]
         if len(held) < len(found):
-            raise DataError(f"{path}: damaged; restore it from a backup, or put it aside")
+            raise DataError(
+                f"{path}: damaged; restore it from a backup, or put it aside with: fedward server audit FOLDER NAME --put-aside"
+            )
         return held if document.get("audit_key") == member.audit_key else []
 
     def heads(self) -> dict[str, int]:
-        """Return how many lines each hospital's log was seen to have."""
-        members, _ = self._members.survey()
-        return {member.name: max(_numbers(self.held(member)), default=0) for member in members}
+        """Return how many lines each hospital's log was seen to have; without those whose file is damaged, which is logged."""
+        heads = {}
+        for member in self._members.survey()[0]:
+            try:
+                heads[member.name] = max(_numbers(self.held(member)), default=0)
+            except DataError as error:
+                _log.error("%s", error)
+        return heads
 
     def take(self, member: Member, text: object, least: int) -> int:
-        """Keep the checkpoint that came with an answer, and return how many lines it is of. The log had ``least`` when the request was sent, as far as is known.
+        """Keep the checkpoint that came with an answer, and return how many lines it is of, ``least`` or more.
 
         Raises
         ------
         UpdateRejected
-            With the code ``audit``, for what is no checkpoint of this hospital, and for a log that went back or is another.
+            With the code ``audit``, for what is no checkpoint of this hospital, and for a log that went back, stands still or is another.
+        DataError
+            When what is held of it is damaged.
         """
         checkpoint = chain.checkpoint_from(text)
         if checkpoint is None or not chain.is_signed(checkpoint, _key(member)):
@@ -70,10 +79,12 @@ class Witness:
         with self._members.locked():
             held = self.held(member)
             known = next((each["sha256"] for each in held if each["sequence"] == number), checkpoint["sha256"])
-            if number < least or known != checkpoint["sha256"]:
+            if number < least:
                 raise UpdateRejected(
-                    "audit", f"its audit log of {number} lines is not the one that was promised at {max(least, number)}"
+                    "audit", f"its audit log of {number} lines went back or stands still: {least} are the least"
                 )
+            if known != checkpoint["sha256"]:
+                raise UpdateRejected("audit", f"its audit log is not the one that was promised at {number} lines")
             if number not in _numbers(held):
                 self._store(member, [*held, checkpoint])
         return number
@@ -128,7 +139,6 @@ class Screen:
     def __init__(self, witness: Witness, members: Members) -> None:
         self._witness, self._members = witness, members
         self._names: dict[int, str] = {}
-        # Of this run's own answers from here on: those of another run at the same time may have come in another order.
         self._heads = witness.heads()
 
     def __call__(self, message: "Message") -> "Message":
@@ -140,10 +150,12 @@ class Screen:
         name = self._names.get(node, str(texts.get("hospital", "")))
         try:
             member = self._admitted(name)
-            self._heads[name] = self._witness.take(member, texts.get(chain.CHECKPOINT), self._heads.get(name, 0))
-        except UpdateRejected as error:
+            # An answer is written down before it promises anything, so its log has at least one line more than at the last.
+            least = self._heads.get(name, 0) + 1
+            self._heads[name] = self._witness.take(member, texts.get(chain.CHECKPOINT), least)
+        except (UpdateRejected, DataError) as error:
             _log.warning("node %d (%r): its answer is dropped: %s", node, name[:64], error)
-            return flower.refused(message, error.code)
+            return flower.refused(message, "audit")
         self._names[node] = name
         return message
 

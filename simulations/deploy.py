@@ -89,7 +89,9 @@ def running(population: Population, task: Task) -> Iterator[Federation]:
         # Before they knock: Flower's node gives up when it is not known.
         coordinator.let_in(place, federation, set())
         for each in sites:
-            stack.enter_context(_kept_running(programs.programs(each, programs.place_of(each))))
+            meeting = programs.place_of(each)
+            key = stack.enter_context(programs.node_key(each, meeting))
+            stack.enter_context(_kept_running(programs.programs(each, meeting, key)))
         coordinator.wait_for_hospitals(place, len(sites), UP_SECONDS)
         yield federation
 

@@ -269,11 +269,24 @@ class TestWrong:
 
     def test_start_where_it_runs_already(self, refused, site):
         (site / "run").mkdir()
-        (site / "run" / "node.key").write_text("of the one that runs")
         with supervise.marked(site / "run"):
             code, line = refused("hospital", "start", "site")
             assert (code, "is running already; 'fedward hospital stop site' ends it" in line) == (2, True)
-            assert (site / "run" / "node.key").exists()
+
+    def test_the_key_of_the_node_is_in_no_file_while_it_runs(self, monkeypatch, run):
+        """It is sealed on the disk; Flower's program, another process, reads it from memory, and again when it is started again."""
+        monkeypatch.setenv("FEDWARD_PASSPHRASE", "swordfish")
+        run("hospital", "init", "sealed", "--name", "St Mary", "--task", "heart")
+        made = open_site(Path("sealed"), "swordfish")
+        with programs.node_key(made, programs.place_of(made)) as key:
+            for _ in range(2):
+                words = [sys.executable, "-c", "import sys; sys.stdout.write(open(sys.argv[1]).read())", str(key)]
+                told = subprocess.run(words, capture_output=True, check=True).stdout
+                assert told == made.node_key()
+            files = [path.read_bytes() for path in Path("sealed").rglob("*") if path.is_file()]
+            assert not any(b"PRIVATE KEY" in content for content in files)
+            assert stat.S_IMODE(key.stat().st_mode) == 0o600
+        assert not key.exists()
 
     @pytest.mark.parametrize("pid", [None, "", "x", "1", "999999999"])
     def test_stopping_what_does_not_run(self, refused, site, pid):
@@ -552,6 +565,14 @@ class TestKeeping:
         assert "1 lines, none of them changed" in run("hospital", "audit", "again")
         assert open_site(Path("again")).vault_key() == open_site(site).vault_key()
         assert (Path("again") / "site.toml").read_bytes() == (site / "site.toml").read_bytes()
+
+    def test_bundles_that_wait_are_in_no_backup(self, run, site):
+        """They belong to the stub, perhaps another user, who could put a link or a file there that ends every backup."""
+        (site / "bundles").mkdir()
+        (site / "bundles" / "x.fab").symlink_to("/nowhere")
+        run("hospital", "backup", "site", "file")
+        run("hospital", "restore", "file", "again")
+        assert not (Path("again") / "bundles").exists()
 
     def test_a_passphrase_that_opens_no_key_seals_no_backup(self, run, refused, monkeypatch):
         monkeypatch.setenv("FEDWARD_PASSPHRASE", "correct horse")

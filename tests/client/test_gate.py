@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import sys
 import threading
 import time
@@ -694,6 +695,19 @@ class TestBundle:
         with pytest.raises(OSError, match="No space left"):
             stub.keep(Bundle(b"0123456789"), tmp_path)
         assert not list(tmp_path.glob("*.fab"))
+
+    def test_the_hospitals_own_user_can_read_one_whatever_the_mask_of_the_stubs(self, tmp_path):
+        if os.geteuid() == 0:
+            os.chown(tmp_path, -1, 12345)
+        before = os.umask(0o077)
+        try:
+            stub.keep(Bundle(b"0123456789"), tmp_path)
+        finally:
+            os.umask(before)
+        (kept,) = tmp_path.iterdir()
+        facts = kept.stat()
+        assert stat.S_IMODE(facts.st_mode) == 0o640
+        assert facts.st_gid == tmp_path.stat().st_gid
 
     def test_so_many_are_kept_and_the_oldest_make_room(self, tmp_path):
         for number in range(stub.MOST_BUNDLES + 3):

@@ -388,7 +388,8 @@ class Real:
         app = tunnel.Tunnel(f"https://127.0.0.1:{proxy.port}", site)
         port = self._stack.enter_context(self._tools.serving(app, tunnel.loopback(place.folder)))
         self._serve(site, hospital)
-        wanted = programs.programs(site, replace(place, tunnel=port, node=free_port()))
+        key = self._stack.enter_context(programs.node_key(site, place))
+        wanted = programs.programs(site, replace(place, tunnel=port, node=free_port()), key)
         node_and_stub = Supervisor([each for each in wanted if each.name in {"node", "stub"}])
         self.nodes[hospital.name] = self._stack.enter_context(node_and_stub).pids()["node"]
 

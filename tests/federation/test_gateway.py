@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
@@ -19,7 +20,7 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
 from common import certificates, keys, relay
 from common.certificates import Issuer
-from server import gateway, superlink
+from server import gateway, provision, superlink
 from server.provision import create
 
 ROUTES = sorted({path for _, path in PROTOBUF_REQUEST_TYPES})
@@ -203,6 +204,25 @@ class TestMembers:
             thread.join(3)
             door.upstream.says[PULL] = message()
             assert [answer.status_code for answer in answers] == [403]
+
+    @pytest.mark.fault(16, passes_when="revocation ends a request whose body is under way")
+    def test_revocation_ends_a_request_whose_body_is_under_way(self, door, tools, monkeypatch):
+        monkeypatch.setattr(gateway, "MEMBER_SECONDS", 0.2)
+        sent = []
+
+        def slowly():
+            for number in range(100):
+                sent.append(number)
+                if number == 3:
+                    door.federation.revoke("east")
+                time.sleep(0.1)
+                yield b"x" * 1000
+
+        with suppress(httpx.TransportError):  # its code may come before the end of the connection, or not
+            assert door.post(OBJECT, content=slowly()).status_code == 403
+        assert len(sent) < 30
+        tools.until(lambda: door.upstream.asked)
+        assert [set(each) for each in door.upstream.asked] == [{"path", "cut"}]
 
     @pytest.mark.fault(16, passes_when="a certificate that expires on an open connection counts no more")
     def test_a_certificate_that_expires_on_an_open_connection_counts_no_more(self, door, tools):
@@ -527,6 +547,32 @@ class TestRenewal:
         door.east.renewed(answer.content)
         assert door.east.certificate.read_bytes() != before
         assert door.post("/v1/fleet/get-run").status_code == 200
+
+    def test_many_whose_answers_are_lost_leave_the_certificate_in_use(self, door):
+        with door.client() as client:
+            for _ in range(10):
+                assert client.post("/fedward/renew", content=door.east.csr()).status_code == 200
+        assert door.post("/v1/fleet/get-run").status_code == 200
+
+    def test_a_renewal_holds_nobody_up_and_there_is_one_at_a_time(self, door, monkeypatch):
+        """Somebody else has the lock of the members' folder meanwhile."""
+        waiting, answers = threading.Event(), []
+        renew = provision.Federation.renew
+        monkeypatch.setattr(provision.Federation, "renew", lambda *given: waiting.set() or renew(*given))
+
+        def ask():
+            with door.client(timeout=30) as client:
+                answers.append(client.post("/fedward/renew", content=door.east.csr()).status_code)
+
+        thread = threading.Thread(target=ask)
+        with door.federation._book.locked():
+            thread.start()
+            assert waiting.wait(10)
+            assert door.post("/v1/fleet/get-run", door.west).status_code == 200
+            ask()
+            assert answers == [503]
+        thread.join(10)
+        assert answers == [503, 200]
 
     def test_nothing_else_is_signed(self, door):
         key = keys.generate("tls")

@@ -5,6 +5,7 @@ import grp
 import json
 import os
 import pwd
+import stat
 import subprocess
 import sys
 import tempfile
@@ -87,7 +88,7 @@ def address(root):
 def up(root, address, other, fed="fed", site="site"):
     """Start both sides, and the stub as the other user."""
     python, environment = other
-    who = {"python": python, "env": environment, "user": OTHER, "group": group(), "extra_groups": []}
+    who = {"python": python, "env": environment, "user": OTHER, "group": group(), "extra_groups": [], "umask": 0o077}
     with (
         running("server", "start", root / fed, "--listen", address) as door,
         running("hospital", "start", root / site, "--without-stub") as hospital,
@@ -105,6 +106,8 @@ def test_a_run_works_and_is_the_same_after_a_restore_from_its_middle(root, addre
         assert (facts["connected"], sorted(facts["programs"])) == (True, ["node", "tunnel", "worker"])
         refuses_all_else(root / "site", other)
         record, files = train_and_keep(root)
+        kept = [path.stat() for path in (root / "site" / "bundles").glob("*.fab")]
+        assert {(stat.S_IMODE(each.st_mode), each.st_gid) for each in kept} == {(0o640, group())}
         assert fedward("hospital", "status", root / "site", "--json")["last"]["outcome"] == "sent"
     for kind, file, folder in (("server", files[0], "fed2"), ("hospital", files[1], "site2")):
         fedward(kind, "restore", file, root / folder)

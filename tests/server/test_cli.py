@@ -69,7 +69,9 @@ class TestWalk:
         answer = json.loads(Path("admitted-St-Mary.json").read_text())
         assert answer["address"] == "fed.example.org:8443"
         assert "PRIVATE" not in Path("admitted-St-Mary.json").read_text()
-        assert f"fedward hospital join FOLDER admitted-St-Mary.json --fingerprint {answer['fingerprint']}" in told
+        fingerprint = provision.open_federation(Path("new")).fingerprint
+        assert f"fedward hospital join FOLDER admitted-St-Mary.json --fingerprint {fingerprint}" in told
+        assert fingerprint not in Path("admitted-St-Mary.json").read_text(), "it is told another way"
 
     def test_who_is_admitted_and_revoked_is_shown(self, run, fed, request_file):
         run("server", "admit", "fed", "request.json", "--out", "elsewhere.json")
@@ -134,10 +136,16 @@ class TestAudit:
 
 
 class TestDamagedMember:
-    @pytest.fixture
-    def damaged(self, run, fed, request_file):
+    @pytest.fixture(
+        params=[
+            lambda _: "{",
+            lambda text: text.replace("St Mary", "Lakeside").replace('"node_key": "', '"node_key": "x'),
+        ]
+    )
+    def damaged(self, request, run, fed, request_file):
         run("server", "admit", "fed", "request.json")
-        (fed / "members" / "Lakeside.json").write_text("{")
+        member = (fed / "members" / "St Mary.json").read_text()
+        (fed / "members" / "Lakeside.json").write_text(request.param(member))
         return fed
 
     def test_the_status_names_the_file_and_goes_on(self, run, damaged):

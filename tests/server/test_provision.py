@@ -148,13 +148,9 @@ class TestFolder:
 class TestAdmission:
     def test_an_admitted_hospital_gets_what_it_needs(self, federation, mary):
         admitted = federation.admit(mary.request)
-        assert set(admitted) == {"fedward", "federation", "address", "name", "certificate", "authority", "fingerprint"}
+        assert set(admitted) == {"fedward", "federation", "address", "name", "certificate", "authority"}
         assert (admitted["federation"], admitted["address"]) == ("Heart Study", "localhost:8443")
-        assert (
-            admitted["fingerprint"]
-            == federation.fingerprint
-            == certificates.fingerprint(admitted["authority"].encode())
-        )
+        assert federation.fingerprint == certificates.fingerprint(admitted["authority"].encode())
         member = federation.member_of(der(admitted["certificate"]))
         assert member == federation.members()[0]
         assert (member.name, member.task, member.node_key) == ("St. Mary", "heart", keys.public_line(mary.node))
@@ -278,6 +274,14 @@ class TestRenewal:
         newer = [der(federation.renew("St. Mary", mary.csr)) for _ in range(provision.SERIALS)]
         assert federation.member_of(first) is None
         assert all(federation.member_of(certificate) for certificate in newer)
+        assert len(federation.members()[0].serials) == provision.SERIALS
+
+    def test_the_certificate_in_use_counts_however_many_answers_are_lost(self, federation, mary):
+        shown = der(federation.admit(mary.request)["certificate"])
+        given = [der(federation.renew("St. Mary", mary.csr, shown)) for _ in range(3 * provision.SERIALS)]
+        assert federation.member_of(shown)
+        counting = [federation.member_of(each) is not None for each in given]
+        assert counting == [False] * (2 * provision.SERIALS + 1) + [True] * (provision.SERIALS - 1)
         assert len(federation.members()[0].serials) == provision.SERIALS
 
     def test_a_revoked_hospital_cannot(self, federation, mary):

@@ -5,13 +5,18 @@ The hospitals are reached by the local engine here; over Flower they are reached
 
 import json
 import stat
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from common import flower, joining, keys
 from common.config import as_table, dumps
 from common.errors import ConfigError, DataError, Unreachable, UsageError
+from common.tasks import read_run
 from server import coordinator, models, provision, records, runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # where Flower builds a bundle
@@ -20,6 +25,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationW
 def request(name):
     tls, node, audit = (keys.generate(kind) for kind in ("tls", "node", "audit"))
     return joining.make_request(name, "heart", tls, keys.public_line(node), keys.public_line(audit))
+
+
+def held(folder):
+    """Have a run under way until this process is killed."""
+
+    def grid(*_):
+        print("begun", flush=True)
+        time.sleep(60)
+
+    coordinator.grid = grid
+    federation = provision.open_federation(Path(folder))
+    runs.run(federation, read_run({"task": "heart"}), records.new_folder(federation.folder / "runs", "heart"), print)
 
 
 @pytest.fixture
@@ -151,13 +168,24 @@ class TestNothingLeft:
 
     def check(self, study, config, error):
         folder = records.new_folder(study.folder / "runs", "heart")
+        before = runs.listed(folder.parent)
         with pytest.raises(error):
             runs.run(study, config, folder, lambda _: None)
         assert not folder.exists()
-        assert runs.listed(folder.parent) == []
+        assert runs.listed(folder.parent) == before
 
     def test_when_the_federation_is_not_running(self, study, federation):
         self.check(study, federation.config(), Unreachable)
+
+    def test_when_another_process_has_a_run_under_way(self, study, plans, play, federation):
+        script = "import sys; from tests.server.test_runs import held; held(*sys.argv[1:])"
+        words = [sys.executable, "-c", script, str(study.folder)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as other:
+            assert other.stdout.readline() == "begun\n"
+            self.check(study, federation.config(), UsageError)
+            assert plans == []
+            other.kill()
+        play(federation.config({"rounds": 1}))
 
     def test_when_the_settings_contradict_each_other(self, study, plans, federation):
         config = federation.config({"strategy": "scaffold", "training": {"optimizer": "adam"}})

@@ -110,7 +110,7 @@ class TestTaken:
     def test_another_log_of_as_many_lines_is_refused(self, federation, member, sites):
         federation.witness.take(member(), sites["east"].text(2), 0)
         sites["east"].begin_anew()
-        with pytest.raises(UpdateRejected, match="is not the one that was promised at 2"):
+        with pytest.raises(UpdateRejected, match="is not the one that was promised at 2 lines"):
             federation.witness.take(member(), sites["east"].text(2), 0)
 
     def test_answers_of_two_runs_may_come_in_any_order(self, federation, member, sites):
@@ -142,11 +142,13 @@ class TestTaken:
         new.log.close()
 
     @pytest.mark.parametrize("content", ["", "{}", '{"checkpoints": 3}', '{"checkpoints": ["x"]}', "[]"])
-    def test_a_damaged_file_is_named(self, federation, member, sites, content):
+    def test_a_damaged_file_is_named(self, federation, member, sites, content, caplog):
         federation.witness.take(member(), sites["east"].text(), 0)
         (federation.folder / "checkpoints" / "east.json").write_text(content)
         with pytest.raises(DataError, match=r"east\.json: "):
-            federation.witness.heads()
+            federation.witness.held(member())
+        assert federation.witness.heads() == {"west": 0}
+        assert "east.json: " in caplog.text
 
 
 class TestVerified:
@@ -242,13 +244,47 @@ class TestScreen:
         later = answer(3, sites["east"].text())
         assert screen(later) is later, "the next answer counts again"
 
+    def test_a_log_that_stands_still_while_its_hospital_answers_is_refused(
+        self, screen, federation, answer, sites, caplog
+    ):
+        """A hospital that writes nothing down could promise the same line for ever, also from one run to the next."""
+        promised = sites["east"].text()
+        assert screen(answer(3, promised, "east", STATISTICS)).has_content()
+        for asked in (screen(answer(3, promised)), federation.screen()(answer(3, promised, "east", STATISTICS))):
+            assert asked.error.reason == "audit"
+        assert "stands still" in caplog.text
+        assert screen(answer(3, sites["east"].text())).has_content()
+
+    @pytest.mark.parametrize("when", ["before the run", "in it"])
+    def test_a_damaged_file_of_checkpoints_costs_that_hospital_its_answers_and_the_run_goes_on(
+        self, federation, answer, sites, when, caplog
+    ):
+        path = federation.folder / "checkpoints" / "east.json"
+        screen = federation.screen()
+        screen(answer(3, sites["east"].text(), "east", STATISTICS))
+        path.write_text("damaged")
+        if when == "before the run":
+            screen = federation.screen()
+        assert screen(answer(3, sites["east"].text(), "east")).error.reason == "audit"
+        assert "east.json" in caplog.text
+        assert screen(answer(4, sites["west"].text(), "west", STATISTICS)).has_content()
+
     def test_a_hospital_that_was_revoked_meanwhile_is_out(self, screen, federation, answer, sites):
         screen(answer(3, sites["east"].text(), "east", STATISTICS))
         federation.revoke("east")
         assert screen(answer(3, sites["east"].text())).error.reason == "audit"
 
-    def test_a_damaged_file_of_one_is_no_matter_to_the_others(self, federation, answer, sites):
-        (federation.folder / "members" / "west.json").write_text("damaged")
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda _: "damaged",
+            lambda text: text.replace("ecdsa", "edcsa"),
+            lambda text: text.replace("ed25519", "ed25518"),
+        ],
+    )
+    def test_a_damaged_file_of_one_is_no_matter_to_the_others(self, federation, answer, sites, damage):
+        path = federation.folder / "members" / "west.json"
+        path.write_text(damage(path.read_text()))
         screen = federation.screen()
         assert screen(answer(3, sites["east"].text(), "east", STATISTICS)).has_content()
         assert screen(answer(4, sites["west"].text(), "west", STATISTICS)).error.reason == "audit"
