@@ -123,7 +123,9 @@ class Federation:
                 )
             pem = self._issue(request, name)
             seen = _examined(shown, self.authority)
-            self._book.store(replace(member, serials=_with(member.serials, pem, seen and seen.serial), ends=_end(pem)))
+            self._book.store(
+                replace(member, serials=_with(member.serials, pem, seen.serial if seen else None), ends=_end(pem))
+            )
         return pem
 
     def revoke(self, name: str) -> Member:

@@ -68,7 +68,7 @@ ROWS = {
     14: Row(
         "a limit of memory",
         "the task dies, the hospital lives and reports it, the round goes on",
-        "no test takes a worker's memory away",
+        "no test takes a worker's memory away in the middle of a whole federation's round",
     ),
     15: Row("training that hangs", "ended at its deadline; the next run is not delayed"),
     16: Row("a certificate that expired, was revoked, or is of another authority", "refused within 60 s of revocation"),
@@ -88,7 +88,7 @@ ROWS = {
     20: Row(
         "500 rounds in one process, 60 rounds of real processes",
         "resident memory grows under 1 MB in 100 rounds; descriptors and threads stay as many",
-        "no test lets it run that long",
+        "no test lets real processes run that long",
     ),
 }
 

@@ -37,6 +37,7 @@ from common import chain, flower, messages
 from common.config import Choice, merge
 from common.errors import DataError, PolicyRefused, QuorumError, Unreachable
 from common.messages import TRAIN
+from common.supervise import Program, Supervisor
 from common.tasks import read_run, task_of
 from common.tasks.heart import COLUMNS
 from common.tasks.task import rows_of
@@ -279,6 +280,47 @@ def test_patients_are_sealed_whole_or_not_at_all(tmp_path, make_patients):
         assert rows_of(vault.unseal(path, task, key, "east").records["train"]) == 2000
 
 
+# Row 14: memory runs out.
+
+GREEDY = """
+import sys, time
+from pathlib import Path
+from client import resident, service
+from flwr.app import Message
+kept = []
+def answer(message, context):
+    if message.metadata.message_id == "greedy":
+        kept.append(b"x" * (400 << 20))
+        time.sleep(60)
+    return Message(message.content, reply_to=message)
+resident._end_above(resident._resident_mb() + 200)
+service.serve(Path(sys.argv[1]), answer, lambda: None, 600.0)
+"""
+
+
+@pytest.mark.fault(14, passes_when="a worker that takes too much ends at once and says so; started again, it answers")
+def test_a_worker_that_takes_too_much_memory_ends_and_the_next_one_answers(tmp_path):
+    path, log = tmp_path / "socket", tmp_path / "worker.log"
+    words = [sys.executable, "-c", GREEDY, str(path)]
+    context = Context(7, 3, {}, RecordDict(), {})
+    with Supervisor([Program("worker", words, log, {"PYTHONPATH": str(ROOT)})]) as supervisor:
+        until(path.exists, 60, "it does not listen")
+        begun = time.monotonic()
+        with pytest.raises(Unreachable):
+            service.ask(path, question(name="greedy"), context)
+        assert time.monotonic() - begun < 30, "it slept for 60 s, so the limit did not end it"
+        until(lambda: not supervisor.states()["worker"].running, 10, "it lives")
+        assert "took more than limits.memory_mb" in log.read_text()
+
+        def answers():
+            supervisor.look_after()
+            with suppress(Unreachable):
+                return service.ask(path, question(), context).has_content()
+
+        until(answers, 60, "it was not started again")
+        assert supervisor.states()["worker"].restarts == 1
+
+
 # Row 15: training that hangs.
 
 HANGS = """
@@ -292,11 +334,11 @@ service.serve(Path(sys.argv[1]), answer, lambda: print("ready", flush=True), flo
 """
 
 
-def question(deadline=None):
+def question(deadline=None, name="1"):
     run = "{}" if deadline is None else json.dumps({"task": "heart", "limits": {"deadline_seconds": deadline}})
     with flower.identity(7):
         made = Message(messages.pack_request(run, {}, {}), dst_node_id=3, message_type=TRAIN)
-    return flower.stamp(made, "1", 7, flower.server_node())
+    return flower.stamp(made, name, 7, flower.server_node())
 
 
 @pytest.mark.fault(15, passes_when="a worker that is stopped ends at its deadline")
@@ -492,6 +534,26 @@ def test_the_search_finds_what_is_there(tmp_path):
         database.execute("INSERT INTO t VALUES (?, ?)", (NAME, np.float64(CELL).tobytes()))
     assert any(holds(each, encodings(NAME)) for each in cells(path))
     assert any(holds(each, encodings(CELL)) for each in cells(path))
+
+
+# Row 20: many rounds.
+
+
+@pytest.mark.slow
+@pytest.mark.fault(20, passes_when="500 rounds in one process: memory, descriptors and threads stay")
+@pytest.mark.timeout(600)
+def test_five_hundred_rounds_leave_nothing_behind(federation):
+    seen = {}
+
+    def watch(record):
+        if record.round in {200, 500}:
+            resident_mb = resident._resident_mb()
+            seen[record.round] = resident_mb, len([*Path("/proc/self/fd").iterdir()]), threading.active_count()
+
+    federation.run({"rounds": 500, "evaluation": {"every": 0}}, watch=watch)
+    (early, *before), (late, *after) = seen[200], seen[500]
+    assert late - early < 3.0, "more than 1 MB in 100 rounds"
+    assert after == before
 
 
 # The whole federation.
