@@ -382,11 +382,7 @@ def rules() -> tuple[Rule, ...]:
             _hours_today,
         ),
         Rule(
-            "max_questions_a_day",
-            "limits.max_questions_a_day",
-            QUESTIONS,
-            "one more question that trains nothing within 24 hours",
-            _questions_today,
+            "max_questions_a_day", "limits.max_questions_a_day", QUESTIONS, "one more question a day", _questions_today
         ),
         Rule("max_parameters", "limits.max_parameters", models, "a larger model", _max_parameters),
     )
