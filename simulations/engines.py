@@ -69,7 +69,10 @@ def ray(scenario: Scenario, population: Population, plan: Plan, folder: Path, wa
     # Flower starts the ServerApp before all nodes are there.
     server = server_app.make_app(plan, folder, done, watch)
     run_simulation(
-        server, client, len(population.seats), backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+        server,
+        client,
+        len(population.seats),
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"log_to_driver": False}},
     )
 
 
