@@ -447,13 +447,15 @@ class TestWaitingForMessages:
             answers = []
             asking = threading.Thread(target=lambda: answers.append(door.post(PULL).content))
             asking.start()
-            tools.until(lambda: door.upstream.paths() == [PULL])
+            tools.until(lambda: PULL in door.upstream.paths())
+            time.sleep(1.0)  # a gateway that only now begins to listen for news may ask twice
+            before = door.upstream.paths()
             time.sleep(1.0)
-            assert door.upstream.paths() == [PULL]
+            assert door.upstream.paths() == before
             door.upstream.send(content := message())
-            asking.join(1.0)
+            asking.join(2.0)
             assert answers == [content]
-            assert door.upstream.paths() == [PULL, superlink.PUSHED, PULL]
+            assert door.upstream.paths() == [*before, superlink.PUSHED, PULL]
 
     def test_a_message_that_came_while_nobody_listened_for_news_is_found_all_the_same(self, make_door, monkeypatch):
         monkeypatch.setattr(gateway, "NEWS", "/nothing/there")
