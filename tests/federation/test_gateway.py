@@ -442,8 +442,11 @@ class TestWaitingForMessages:
         assert 0.9 < time.monotonic() - begun < 2
         assert 2 <= len(door.upstream.asked) <= 4
 
-    def test_flower_is_asked_again_when_the_coordinator_has_sent_something_and_not_before(self, make_door, tools):
-        with make_door(hold=4.0) as door:
+    def test_flower_is_asked_again_when_the_coordinator_has_sent_something_and_not_before(
+        self, make_door, tools, monkeypatch
+    ):
+        monkeypatch.setattr(gateway, "LOOK_SECONDS", 60.0)
+        with make_door(hold=60.0) as door:
             answers = []
             asking = threading.Thread(target=lambda: answers.append(door.post(PULL).content))
             asking.start()
@@ -453,7 +456,7 @@ class TestWaitingForMessages:
             time.sleep(1.0)
             assert door.upstream.paths() == before
             door.upstream.send(content := message())
-            asking.join(2.0)
+            asking.join(10.0)
             assert answers == [content]
             assert door.upstream.paths() == [*before, superlink.PUSHED, PULL]
 
