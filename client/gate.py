@@ -129,7 +129,7 @@ class Gate:
             proximal=float(options.get("proximal", 0.0)),
         )
 
-    def _digests(self, request: Request) -> dict[str, str]:
+    def _digests(self, request: Request) -> dict[str, str | int]:
         """Say under which settings and rules a request came, and with which model, by their SHA-256."""
         self._policy()
         weights = request.arrays.get("weights")

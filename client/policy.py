@@ -381,9 +381,7 @@ def rules() -> tuple[Rule, ...]:
             "training after so many hours within 24",
             _hours_today,
         ),
-        Rule(
-            "max_questions_a_day", "limits.max_questions_a_day", QUESTIONS, "one more question a day", _questions_today
-        ),
+        Rule("max_questions_a_day", "limits.max_questions_a_day", QUESTIONS, "one question more", _questions_today),
         Rule("max_parameters", "limits.max_parameters", models, "a larger model", _max_parameters),
     )
 
