@@ -170,7 +170,7 @@ def _played(cell: Cell, audits: Sequence[str], shadows: int, worker: Worker, bef
             "attacked": [*before.get("attacked", ()), *audits],
             "findings": [*before.get("findings", ()), *map(asdict, findings)],
             "utility": _utility(target),
-            "privacy": spent(run, outcome.rounds, len(outcome.members)),
+            "privacy": spent(run, outcome.rounds, outcome.members),
         }
     )
     return facts
