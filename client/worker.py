@@ -34,8 +34,6 @@ State = dict[str, NDArray[Any]]
 """What a hospital keeps between rounds: its local weights, its control variate, what lossy codecs have not yet sent."""
 
 
-LARGEST = 1e3
-"""Largest weight of a model that is trained under differential privacy."""
 MOST_MODELS = 8
 """Models that a worker holds at a time, each with its compiled functions."""
 
@@ -57,7 +55,7 @@ class Held:
     rows: int
     x: Any
     y: Any
-    labels: NDArray[np.int32]
+    labels: NDArray[Any]
 
 
 class Worker:
@@ -205,7 +203,7 @@ class Worker:
 
     def _predict(
         self, hospital: Hospital, part: str, prepared: Prepared, request: Request, state: State
-    ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    ) -> tuple[NDArray[np.float64], NDArray[Any]]:
         held = self._hold(hospital, part, prepared.task, request)
         key = ("predict", held.x.dtype)
         if key not in prepared.functions:
@@ -279,8 +277,8 @@ def _count_classes(task: Task, records: Records) -> NDArray[np.float64]:
 def _check_range(arrays: Mapping[str, NDArray[Any]]) -> None:
     """Refuse weights so large that a row could make a gradient overflow: that is a bit which no noise covers. Depends on no patient."""
     for array in arrays.values():
-        if array.dtype.kind == "f" and not np.abs(array).max(initial=0.0) <= LARGEST:
-            raise UpdateRejected("range", f"the model sent holds a weight that is not within {LARGEST:g} of 0")
+        if array.dtype.kind == "f" and not np.abs(array).max(initial=0.0) <= private.LARGEST:
+            raise UpdateRejected("range", f"the model sent holds a weight that is not within {private.LARGEST:g} of 0")
 
 
 def _pace(request: Request) -> list[float]:
@@ -353,9 +351,11 @@ def _held(examples: Examples, *, padded: bool) -> Held:
     import tensorflow as tf
 
     more = (1 << max(len(examples) - 1, 1).bit_length()) - len(examples) if padded else 0
-    x = np.concatenate([examples.x, np.zeros((more, *examples.x.shape[1:]), examples.x.dtype)]) if more else examples.x
-    labels = np.concatenate([examples.y, np.zeros(more, np.int32)]) if more else examples.y
-    return Held(len(examples), tf.constant(x), tf.constant(labels, tf.int32), examples.y)
+    x, y = (
+        np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)]) if more else array
+        for array in (examples.x, examples.y)
+    )
+    return Held(len(examples), tf.constant(x), tf.constant(y), examples.y)
 
 
 def _forget(cache: dict[Any, Any]) -> None:

@@ -1,7 +1,9 @@
 """What a running simulation shows: a live table of its hospitals while it trains, a summary at its end."""
 
 import contextlib
+import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -15,6 +17,7 @@ from rich.live import Live as RichLive
 from rich.table import Table
 from rich.text import Text
 
+from common.tasks import task_of
 from server.records import RoundRecord
 from simulations import cards, words
 from simulations.cards import APPROACHES, Record
@@ -25,10 +28,24 @@ from simulations.scenario import Scenario
 MOST_ROWS = 12
 SILENT_SECONDS = 10.0
 """How long an output that is no terminal is told nothing."""
-WATCHED = ("auroc", "accuracy")
+WATCHED = 2
 """Metrics of the live table."""
-SUMMARISED = ("auroc", "accuracy", "macro_f1", "brier")
 STOPPING = b"\nstopping at the end of this round; Ctrl-C again stops at once\n"
+
+
+class Once(logging.Filter):
+    """Lets a warning through once, whatever its numbers: what one hospital refuses, others refuse too, and again at every attempt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether nothing like it was told before."""
+        text = re.sub(r"\d[\d.,e+-]*", "0", record.getMessage())
+        fresh = text not in self._told
+        self._told.add(text)
+        return fresh
 
 
 class Live:
@@ -42,11 +59,15 @@ class Live:
         self._first = self._told = time.monotonic()
         self._stage = self._title = ""
         self._total = 0
+        self._watched: tuple[str, ...] = ()
         self._rounds: list[RoundRecord] = []
         self._before: Any = None
         self._pressed = self._waits = False
+        self._once = Once()
 
     def __enter__(self) -> Self:
+        if logging.lastResort:
+            logging.lastResort.addFilter(self._once)
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._press)
         if self._shows:
@@ -58,6 +79,8 @@ class Live:
     ) -> None:
         with contextlib.suppress(RuntimeError):
             self._live.stop()
+        if logging.lastResort:
+            logging.lastResort.removeFilter(self._once)
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
@@ -76,6 +99,7 @@ class Live:
         """Forget the run before and return the watcher of this one; ``title`` says which of many it is."""
         self._total, self._rounds, self._title = scenario.run.rounds, [], title
         self._waits = scenario.simulation.engine == "local"
+        self._watched = task_of(scenario.run.task).objective.shown[:WATCHED]
         if title and not (self._shows or self._quiet):
             self._print(title)
         return Watcher(self._on_stage, self._on_round)
@@ -101,7 +125,7 @@ class Live:
         elif not self._quiet and time.monotonic() - self._told > SILENT_SECONDS:
             self._told = time.monotonic()
             loss = words.number(record.train_loss)
-            self._print(f"round {record.round} of {self._total}, loss {loss}, {self._time_left()} left")
+            self._print(f"round {record.round} of {self._total}, loss {loss}{self._time_left(', ')}")
 
     def _print(self, text: str) -> None:
         # Text, because a name may hold what rich takes for markup; the terminal wraps what is too long.
@@ -114,20 +138,20 @@ class Live:
         last = self._rounds[-1]
         sent = sum(row.bytes_up + row.bytes_down for row in self._rounds)
         more = f"and {len(last.asked) - MOST_ROWS} more hospitals · " if len(last.asked) > MOST_ROWS else ""
-        below = Text(f"{more}{words.size(sent)} sent · {self._time_left()} left · {self._stage}")
+        below = Text(f"{more}{words.size(sent)} sent{self._time_left(' · ')} · {self._stage}")
         return Group(*title, self._round_table(last), below)
 
-    def _time_left(self) -> str:
+    def _time_left(self, before: str) -> str:
         """Say how long the rest of the rounds takes at the pace so far; the first one also starts TensorFlow, and tells nothing."""
         if len(self._rounds) < 2:
-            return words.DASH
+            return ""
         pace = (time.monotonic() - self._first) / (len(self._rounds) - 1)
-        return words.seconds((self._total - self._rounds[-1].round) * pace)
+        return f"{before}{words.seconds((self._total - self._rounds[-1].round) * pace)} left"
 
     def _round_table(self, last: RoundRecord) -> Table:
         table = Table(box=box.SIMPLE_HEAD, title=f"round {last.round} of {self._total}", title_justify="left")
         table.add_column("hospital")
-        for metric in WATCHED:
+        for metric in self._watched:
             table.add_column(words.metric_name(metric), justify="right")
         table.add_column("answer")
         reasons = {row.hospital: row.reason for row in last.dropped}
@@ -135,9 +159,9 @@ class Live:
         for name in last.asked[:MOST_ROWS]:
             metrics = last.hospitals.get(name, {})
             told = reasons.get(name, good)
-            table.add_row(Text(name), *(words.number(metrics.get(metric)) for metric in WATCHED), told)
+            table.add_row(Text(name), *(words.number(metrics.get(metric)) for metric in self._watched), told)
         table.add_section()
-        pooled = (words.number(last.metrics.get(metric)) for metric in WATCHED)
+        pooled = (words.number(last.metrics.get(metric)) for metric in self._watched)
         table.add_row("all", *pooled, f"loss {words.number(last.train_loss)}")
         return table
 
@@ -165,7 +189,7 @@ def summary(record: Record) -> Table:
     table.add_column("", no_wrap=True)
     for kind in kinds:
         table.add_column(APPROACHES[kind], no_wrap=True)
-    for metric in SUMMARISED:
+    for metric in record["shown"]:
         values = [words.interval(cards.estimate(record, kind, metric)) for kind in kinds]
         table.add_row(words.metric_name(metric), *values)
     return table
@@ -180,7 +204,7 @@ def remarks(record: Record) -> list[str]:
     for other in cards.compared(record):
         gap = words.interval(cards.difference(record, other, judged), signed=True)
         lines.append(f"federated minus {APPROACHES[other]}, {words.in_text(judged)}: {gap}")
-    unknown = [metric for metric in SUMMARISED if cards.gaps(record, metric, [None])]
+    unknown = [metric for metric in record["shown"] if cards.gaps(record, metric, [None])]
     if not all(map(cards.defined, means.values())):
         unknown.insert(0, headline)
     return lines + [f"{words.DASH}: {cards.undefined(record, metric)}" for metric in dict.fromkeys(unknown)]
