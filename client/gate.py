@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Context, Message
 
-from client import policy, secagg
+from client import policy, private, secagg
 from client.app import Node
 from client.audit import AuditLog
 from client.hospital import Hospital
@@ -20,7 +20,7 @@ from client.stub import BUNDLE
 from client.suppression import suppress
 from common import chain, flower, messages
 from common.errors import FedwardError, PolicyRefused, UpdateRejected
-from common.messages import EVALUATE, TRAIN, Reply, Request
+from common.messages import EVALUATE, STATISTICS, TRAIN, Reply, Request
 from common.tasks.task import rows_of
 
 
@@ -49,7 +49,10 @@ class Gate:
             who |= _progress(request)
             self.audit.append("asked", who | _facts(asked) | self._digests(request))
             self._check_fresh(message, request, again)
+            if asked.kind == EVALUATE and request.config.privacy.at_hospitals:
+                self.hospital.ledger.finish(request.run)  # a final model is judged once training is over
             policy.permits(self._policy(), asked)
+            self._check_privacy(asked)
             self.audit.append("allowed", who)
             return self._answer(message, context, request, who)
         except FedwardError as error:
@@ -83,6 +86,8 @@ class Gate:
         answer = messages.unpack_reply(self.worker(message, context).content)
         if kind == TRAIN:
             self.audit.append("trained", {**who, "rounds": 1, "seconds": round(time.monotonic() - begun, 3)})
+            if not math.isfinite(_norm(answer)):
+                raise UpdateRejected("nan", "the model sent is one from which training makes no numbers")
         if "event" in answer.texts:
             delta = self._policy().privacy.delta
             self.audit.append("spent", {**who, "epsilon": self.hospital.ledger.spent(delta), "delta": delta})
@@ -99,6 +104,11 @@ class Gate:
             number, last = int(request.options["server-round"]), self.audit.last_round(str(message.metadata.run_id))
             if number < last:
                 raise PolicyRefused(f"round {number} came after round {last} of the same run", "stale")
+
+    def _check_privacy(self, asked: Asked) -> None:
+        """Hold the epsilon of what the whole run would release here, as this hospital reckons it, against the policy: the run's own word is not enough."""
+        if asked.kind in (STATISTICS, TRAIN) and asked.config.privacy.at_hospitals:
+            policy.holds(self._policy(), private.run_epsilon(self.hospital, asked.config))
 
     def _policy(self) -> SitePolicy:
         changed = self.policy.stat().st_mtime_ns

@@ -2,7 +2,7 @@
 
 A charge is written down durably before anything is trained, and marked as used afterwards; one that is found unmarked, because the process died, counts as spent. Epsilon is never stored: it
 is computed from the events of all charges. Each charge holds the key of its noise, so that the same question asked again, after a crash too, gets the same answer
-bit for bit and costs nothing; once a later round of the run is charged the key is erased, and nobody can take the noise off again.
+bit for bit and costs nothing; once a later round of the run is charged, or the run ends, the key is erased, and nobody can take the noise off again. No backup has any.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -20,11 +20,13 @@ from typing import Any, BinaryIO
 
 from client.policy import refusal
 from common.errors import DataError
-from common.privacy.accountant import epsilon
+from common.privacy.accountant import Memory, epsilon
 from common.privacy.events import Event, from_text, to_text
 from common.privacy.noise import KEY_BYTES
 
 NAME = "ledger.sqlite"
+KEY_DAYS = 7
+"""How long a key is kept of a run that is not heard of again."""
 _TABLE = """CREATE TABLE IF NOT EXISTS charges (number INTEGER PRIMARY KEY AUTOINCREMENT, identity TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL, study TEXT NOT NULL,
 task TEXT NOT NULL, unit TEXT NOT NULL, event TEXT NOT NULL, key BLOB, used INTEGER NOT NULL DEFAULT 0, time TEXT NOT NULL)"""
 
@@ -86,7 +88,7 @@ class Ledger:
         key: Callable[[Question], bytes] = lambda _: os.urandom(KEY_BYTES),
     ) -> None:
         self._path, self._budget, self._key = path, budget, key
-        self._lock = threading.Lock()
+        self._lock, self._memory = threading.Lock(), Memory()
         if path:
             _ = self._file  # one that cannot be opened is said at once
 
@@ -130,12 +132,20 @@ class Ledger:
                 question.task,
                 question.unit,
             )
-            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             self._rows(
                 "INSERT INTO charges (identity, run, round, study, task, unit, event, key, time) VALUES (?,?,?,?,?,?,?,?,?)",
-                *values, to_text(event), key, now,
+                *values, to_text(event), key, _days_ago(0),
             )  # fmt: skip
             return key
+
+    def finish(self, run: str = "") -> None:
+        """Erase the keys of a run that has ended, and of those that were not heard of for `KEY_DAYS`; what is asked again of them is charged again."""
+        with self._changing():
+            self._rows(
+                "UPDATE charges SET key = NULL WHERE key IS NOT NULL AND (run = ? OR time < ?)",
+                _short(run),
+                _days_ago(KEY_DAYS),
+            )
 
     def key(self, identity: str) -> bytes:
         """Return the key of the noise of a charge, by the `Question.identity` it was made for.
@@ -164,7 +174,7 @@ class Ledger:
     def spent(self, delta: float) -> float:
         """Return the epsilon, at ``delta``, of all charges together."""
         with self._changing():
-            return epsilon(self._events(), delta)
+            return epsilon(self._events(), delta, memory=self._memory)
 
     def table(self, delta: float) -> list[Spent]:
         """Return what was spent by study, task and unit. Their epsilons do not add up to that of all: composed together they cost less."""
@@ -185,11 +195,11 @@ class Ledger:
         budget = self._budget()
         if budget is None:
             return
-        others = self._rows("SELECT event FROM charges WHERE run <> ?", _short(run))
+        others = self._rows("SELECT event FROM charges WHERE run <> ? ORDER BY number", _short(run))
         before = [from_text(text) for (text,) in others]
-        after = epsilon([*before, *events], budget.delta)
+        after = epsilon([*before, *events], budget.delta, memory=self._memory)
         if after > budget.epsilon:
-            spent = epsilon(before, budget.delta)
+            spent = epsilon(before, budget.delta, memory=self._memory)
             objection = (
                 f"the run asks for more of the patients' privacy than is left: spent {spent:.3g} of epsilon {budget.epsilon:g} at delta {budget.delta:g}, "
                 f"and with what is asked {after:.3g}"
@@ -198,7 +208,7 @@ class Ledger:
 
     def _events(self, *names: str) -> list[Event]:
         where = " WHERE study = ? AND task = ? AND unit = ?" if names else ""
-        return [from_text(text) for (text,) in self._rows(f"SELECT event FROM charges{where}", *names)]  # noqa: S608 - one of two texts
+        return [from_text(text) for (text,) in self._rows(f"SELECT event FROM charges{where} ORDER BY number", *names)]  # noqa: S608 - one of two texts
 
     def _rows(self, words: str, *values: Any) -> list[Any]:
         return self._file.execute(words, values).fetchall()
@@ -245,6 +255,10 @@ def _short(run: str) -> str:
     return hashlib.sha256(run.encode()).hexdigest()
 
 
+def _days_ago(days: int) -> str:
+    return (datetime.now(UTC) - timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 @contextmanager
 def read(path: Path) -> Iterator[Ledger]:
     """Open a ledger to look at; where there is none yet, an empty one, and no file is made."""
@@ -257,7 +271,20 @@ def read(path: Path) -> Iterator[Ledger]:
 
 @contextmanager
 def whole(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a ledger as of its last whole charge, for a backup that is made while the hospital runs."""
-    with closing(sqlite3.connect(path, timeout=30)) as file:
-        content = file.serialize()
+    """Open a ledger as of its last whole charge, for a backup that is made while the hospital runs; the keys of noise are left out.
+
+    Raises
+    ------
+    DataError
+        When it is no ledger.
+    """
+    try:
+        with closing(sqlite3.connect(path, timeout=30)) as file, closing(sqlite3.connect(":memory:")) as copy:
+            file.backup(copy)
+            copy.execute("UPDATE charges SET key = NULL")
+            copy.commit()
+            copy.execute("VACUUM")  # what was overwritten is in no free page either
+            content = copy.serialize()
+    except sqlite3.Error as error:
+        raise DataError(f"{path}: the privacy ledger cannot be read ({error}); mend it before a backup") from None
     yield BytesIO(content), len(content)

@@ -333,6 +333,16 @@ def permits(policy: SitePolicy, asked: Asked) -> None:
                 raise refusal(rule.code, objection, rule.setting)
 
 
+def holds(policy: SitePolicy, epsilon: float) -> None:
+    """Return when the policy allows a run of which this hospital would release so much, by its own reckoning; raise as `permits`, with the code ``privacy``."""
+    most = policy.privacy.epsilon
+    if policy.privacy.minimum != "none" and epsilon > most:
+        objection = (
+            f"what the run releases here comes to an epsilon of {epsilon:.4g}, this hospital demands {most:g} or less"
+        )
+        raise refusal("privacy", objection, "privacy.minimum")
+
+
 @cache
 def rules() -> tuple[Rule, ...]:
     """Return every rule, in the order in which they are tried."""

@@ -7,7 +7,7 @@ ends the noise is added and the step is taken. So no sample is ever too large, o
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from common.errors import ConfigError
 from common.layout import Vector
 from common.messages import Reply, Request
 from common.network import Network
+from common.privacy.accountant import epsilon
 from common.privacy.calibrate import Terms, statistics_event, terms_of
 from common.privacy.clip import Clipped
 from common.privacy.events import Event
@@ -164,6 +165,12 @@ def whole_run(hospital: Hospital, config: RunConfig, task: Task) -> list[Event]:
     each, first = terms(hospital, config, task).event, first_event(config, task)
     rounds = replace(each, count=each.count * config.rounds)
     return [first, rounds] if first else [rounds]
+
+
+@lru_cache(maxsize=8)
+def run_epsilon(hospital: Hospital, config: RunConfig) -> float:
+    """Return the epsilon, at ``privacy.delta``, of all that a run will release of a hospital, by its own count of units and its own noise."""
+    return epsilon(whole_run(hospital, config, task_of(config.task)), config.privacy.delta)
 
 
 def statistics(hospital: Hospital, config: RunConfig, task: Task, source: Source | None) -> Statistics:

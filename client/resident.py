@@ -48,7 +48,9 @@ def open_ledger(folder: Path) -> Ledger:
         privacy = read_policy(folder / POLICY).privacy
         return Budget(privacy.budget, privacy.delta)
 
-    return Ledger(folder / ledger.NAME, budget)
+    opened = Ledger(folder / ledger.NAME, budget)
+    opened.finish()
+    return opened
 
 
 def serve(site: Site) -> None:

@@ -14,7 +14,8 @@ from flwr.app import Context, Message
 from numpy.typing import NDArray
 
 from common.errors import UpdateRejected
-from common.messages import COMPARE, EVALUATE, KEYS, SHARES, TRAIN, Reply, Request
+from common.keys import to_text
+from common.messages import COMPARE, EVALUATE, KEYS, SHARES, SIGNATURE, TRAIN, Reply, Request
 from common.secagg import fixed, keys
 from common.secagg.fixed import Noise
 from common.secagg.keys import Identity
@@ -107,7 +108,7 @@ def answer(
     held = shield.sessions.load(message, context)
     session = held if held and held.run == run else None
     if kind == KEYS:
-        begun, card = Session.begin(shield.identity(), run, session)
+        begun, card = Session.begin(shield.identity(), run)
         shield.sessions.keep(message, context, begun)
         return Reply({"card": keys.pack([card])})
     if session is None:
@@ -122,13 +123,16 @@ def answer(
 def _revealed(
     shield: Shield, session: Session, _kind: str, request: Request, _clear: Callable[[], Reply], terms: Terms
 ) -> Reply:
-    """Help to unmask the sum that is over, and deal for the next, with new cards where any came."""
+    """Help to unmask the sum that is over, and deal for the next, with new cards where any came; or sign alone who survived."""
     options, arrays = request.options, request.arrays
     reply: dict[str, NDArray[np.uint8]] = {}
     if options["close"]:
+        label, survivors = str(options["close"]), _names(options["survivors"])
+        if "letters" not in arrays:
+            return Reply(texts={SIGNATURE: to_text(session.agree(label, survivors, terms.least))})
         letters = dict(zip(_names(options["senders"]), _rows(arrays["letters"]), strict=True))
-        revealed = session.reveal(str(options["close"]), _names(options["survivors"]), letters, terms.least)
-        reply["revealed"] = _array(revealed)
+        signatures = dict(zip(survivors, _rows(arrays["signatures"]), strict=True))
+        reply["revealed"] = _array(session.reveal(label, survivors, signatures, letters, terms.least))
     if "cards" in arrays:
         session.join(keys.unpack(arrays["cards"]), shield.identity().authority, terms.least, terms.known)
     if options["next"]:
@@ -162,13 +166,14 @@ def _covered(
     most = fixed.most_of(request.config, int(options.get("most", 1)))
     counted = min(plain.num_examples, most)
     counts = {fixed.EXAMPLES: np.array(plain.num_examples, np.float64), fixed.WEIGHT: np.array(counted, np.float64)}
-    noise = shield.noise(request, plain, session.smallest)
+    noise = shield.noise(request, plain, session.fewest)
     if request.config.privacy.shared and kind == TRAIN and noise is None:
         raise refused("session", "the run has hospitals share the noise, and this one has none to add")
     words = frame.write({**plain.statistics, **counts}, vectors, 1.0 if controls else counted / most, noise)
-    session.cover(str(options["sum"]), packages, words, request.digest)
+    signature = session.cover(str(options["sum"]), packages, words, request.digest)
     # What was released of how many patients is public, as their count is.
-    return Reply({"masked": words}, texts={name: text for name, text in plain.texts.items() if name == "event"})
+    told = {name: text for name, text in plain.texts.items() if name == "event"}
+    return Reply({"masked": words}, texts={SIGNATURE: to_text(signature), **told})
 
 
 def _names(text: object) -> list[str]:

@@ -9,6 +9,7 @@ message type              the coordinator sends                          the hos
 ``query.compare``         two models                                     joint statistics of both on the test patients
 ``query.keys``            that secure sums are to be made                a card with its keys for the run, signed
 ``query.shares``          who survived the last sum, who is in the next  shares of the last sum's masks, what it deals for the next
+``query.shares``          who survived, where not all did                its signature of that
 ========================  =============================================  ==============================================
 
 Requests are plain records: texts and numbers under ``config``, arrays under ``arrays``. Settings travel as JSON text that stays the
@@ -32,6 +33,8 @@ from common.errors import ConfigError, UpdateRejected
 
 STATISTICS, TRAIN, EVALUATE, COMPARE = "query.statistics", "train", "evaluate", "query.compare"
 KEYS, SHARES = "query.keys", "query.shares"
+SIGNATURE = "signature"
+"""The text by which a hospital signs a list of survivors."""
 
 Arrays = Mapping[str, NDArray[Any]]
 

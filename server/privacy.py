@@ -17,12 +17,13 @@ from common.config import PrivacyConfig, RunConfig
 from common.errors import ConfigError
 from common.layout import Vector
 from common.privacy.accountant import epsilon
-from common.privacy.calibrate import noise_multiplier
+from common.privacy.calibrate import noise_multiplier, statistics_event
 from common.privacy.clip import factors
 from common.privacy.events import RELATION, Event, from_text, to_text
 from common.privacy.noise import Source
+from common.tasks import task_of
 from common.update import Update
-from server.records import RoundRecord
+from server.records import Member, RoundRecord
 from server.strategies.strategy import State, Strategy
 
 PACE = 0.2
@@ -31,25 +32,31 @@ COUNTING = 20.0
 """The noise of the count of unclipped updates is the expected cohort over this (same place)."""
 
 
-def spent(config: RunConfig, rounds: Sequence[RoundRecord], hospitals: int) -> dict[str, Any]:
-    """Return the run's account of differential privacy for its record; empty where there is none. Each epsilon is computed from the events beside it."""
+def spent(config: RunConfig, rounds: Sequence[RoundRecord], members: Sequence[Member]) -> dict[str, Any]:
+    """Return the run's account of differential privacy for its record; empty where there is none. Each epsilon is computed from the events beside it.
+
+    What prepared the data counts first, at every hospital that was asked for it: its noise follows from the run's settings alone.
+    """
     privacy = config.privacy
     if math.isinf(privacy.epsilon):
         return {}
     events: dict[str, list[Event]] = defaultdict(list)
     if privacy.at_hospitals:
+        first = statistics_event(privacy) if task_of(config.task).noised else None
+        trained = dict.fromkeys(name for record in rounds for name in record.events)
+        events |= {name: [first] for name in (*(member.name for member in members), *trained) if first}
         for record in rounds:
             for name, text in record.events.items():
                 events[name].append(from_text(text))
         who = "all hospitals together" if privacy.shared else "each hospital"
     else:
-        events["*"] = [_event(config, hospitals)] * len(rounds)
+        events["*"] = [_event(config, len(members))] * len(rounds)
         who = "the coordinator"
     account = {
         name: {
             "epsilon": epsilon(each, privacy.delta),
             "events": [to_text(event) for event in dict.fromkeys(each)],
-            "rounds": len(each),
+            "rounds": sum(name in record.events for record in rounds) if privacy.at_hospitals else len(rounds),
         }
         for name, each in sorted(events.items())
     }

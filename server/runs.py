@@ -118,7 +118,7 @@ def _record(federation: Federation, plan: Plan, outcome: Outcome, name: str) -> 
         | {package: metadata.version(package) for package in ("fedward", "flwr", "tensorflow", "numpy")},
         "hospitals": [asdict(member) for member in outcome.members],
         "rounds": [asdict(row) for row in outcome.rounds],
-        "privacy": privacy.spent(plan.config, outcome.rounds, len(outcome.members)),
+        "privacy": privacy.spent(plan.config, outcome.rounds, outcome.members),
         "gathered": gathered(outcome.tests),
         "results": {"federated": {"pooled": result.pooled, "hospitals": result.hospitals} if result else {}},
     }

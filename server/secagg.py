@@ -1,7 +1,7 @@
 """The coordinator's side of secure aggregation: it carries cards, packages and letters between hospitals, adds what they mask, and learns the sum.
 
 A sum costs each hospital one message beside the plain one: ``query.shares`` closes one sum and opens the next. Only where nothing was dealt in advance, in the first round and for
-a further attempt, does a round begin with one more.
+a further attempt, does a round begin with one more; and where hospitals dropped out the others sign first who survived, which is one more too.
 """
 
 import hashlib
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from common.config import RunConfig
 from common.errors import QuorumError, UpdateRejected
-from common.messages import EVALUATE, KEYS, SHARES, TRAIN, Reply, unpack_request
+from common.keys import from_text
+from common.messages import EVALUATE, KEYS, SHARES, SIGNATURE, TRAIN, Reply, unpack_request
 from common.secagg import fixed, keys, protocol, shares
 from common.secagg.fixed import Frame
 from common.secagg.keys import Card
@@ -24,6 +25,8 @@ from common.secagg.protocol import Gathering, Sum
 from common.statistics import Statistics
 from common.update import Update
 
+UNSIGNED = bytes(keys.SIGNATURE)
+"""Stands where a hospital's signature has not come."""
 TOGETHER = "*"
 """The name of all hospitals of a sum."""
 LAGGARD_SECONDS = 30.0
@@ -134,6 +137,7 @@ class SecureSums:
         _check(len(gathering.packages), need, "dealt for the sum")
         self._gather(channel, step, kind, more, frame(len(gathering.packages)), gathering)
         _check(len(gathering.survivors), need, "sent what is summed")
+        self._agree(channel, gathering)
         revealed = self._close(channel, gathering, step.upcoming, step.members)
         statistics, vectors = frame(len(gathering.packages)).read(gathering.total(revealed))
         return Result(sorted(gathering.survivors), statistics, vectors)
@@ -153,10 +157,26 @@ class SecureSums:
                 vector = _vector(reply, frame.length)
                 if kind == TRAIN and isinstance(reply, Reply):
                     channel.account(name, reply)
-                gathering.add(name, vector)
+                gathering.add(name, vector, _signature(reply))
             except UpdateRejected as error:
                 self._forget(name, error)
                 channel.drop(name, error)
+
+    def _agree(self, channel: Channel, gathering: Gathering) -> None:
+        """Have survivors sign their list, where it is not the one that they signed when they sent."""
+        if gathering.whole:
+            return
+        gathering.signatures.clear()
+        names, label = gathering.survivors, gathering.sum.label
+        content = channel.brief({}, {"close": label, "next": "", "survivors": "\n".join(names)})
+        for name, reply in channel.ask(
+            dict.fromkeys(names, content), SHARES, label, self._config.limits.deadline_seconds
+        ):
+            try:
+                gathering.agree(name, _signature(reply))
+            except UpdateRejected as error:
+                _log.warning("%s does not sign who survived: %s (%s)", name, error.code, error)
+        _check(len(gathering.signatures), gathering.sum.fewest, "signed the list of survivors")
 
     def _deal(self, channel: Channel, label: str, names: Sequence[str]) -> Gathering:
         """Open a sum for which nothing was dealt in advance."""
@@ -214,6 +234,7 @@ class SecureSums:
         if closing and name in closing.survivors:
             letters = closing.letters(name)
             arrays["letters"] = _rows(list(letters.values()))
+            arrays["signatures"] = _rows([closing.signatures.get(each, UNSIGNED) for each in closing.survivors])
             options |= {"close": closing.sum.label, "senders": "\n".join(letters)}
             options["survivors"] = "\n".join(closing.survivors)
         ready = self._ready
@@ -271,6 +292,16 @@ def _vector(reply: Reply | UpdateRejected, length: int) -> NDArray[np.uint32]:
     if set(arrays) != {"masked"} or arrays["masked"].dtype != np.uint32 or arrays["masked"].shape != (length,):
         raise UpdateRejected("shape", f"expected one array 'masked' of {length} uint32")
     return arrays["masked"]
+
+
+def _signature(reply: Reply | UpdateRejected) -> bytes:
+    """Return a hospital's signature of a list of survivors; who signs it wrongly has none."""
+    if isinstance(reply, UpdateRejected):
+        raise reply
+    try:
+        return from_text(reply.texts.get(SIGNATURE, ""))
+    except ValueError:
+        return b""
 
 
 def _bytes(arrays: Arrays, name: str, length: int) -> list[bytes]:

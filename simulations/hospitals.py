@@ -1,7 +1,7 @@
 """Virtual hospitals: a data set dealt out by a partition, with the faults that a scenario declares."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
@@ -27,12 +27,14 @@ from simulations.datasets.fetch import load
 from simulations.scenario import FaultsConfig, Scenario
 
 INTACT = FaultsConfig()
+SCALE = -10.0
+"""By what a hospital multiplies its updates that poisons the model (Bagdasaryan et al. 2020 scale theirs up alike)."""
 
 
 def seat_for(
     worker: Worker, hospital: Hospital, faults: FaultsConfig = INTACT, seed: int = 0, shield: Shield | None = None
 ) -> Seat:
-    """Return the seat of a virtual hospital, which fails as the scenario declares; what happens follows from seed, hospital, round and attempt."""
+    """Return the seat of a virtual hospital, which fails as ``faults`` declare, with ``scaled_updates`` for this one; what happens follows from seed, hospital, round and attempt."""
     if faults == INTACT:
         return Seat(worker, hospital, shield=shield)
 
@@ -48,7 +50,13 @@ def seat_for(
         reply = answer()
         if chance[1] < faults.stragglers:
             return Message(Error(FAILED, "late"), reply_to=message)  # it has trained, and its own state has moved on
-        return _with_nan(reply) if chance[2] < faults.nan_updates and reply.has_content() else reply
+        if not reply.has_content():
+            return reply
+        if faults.scaled_updates:
+            _change(reply, _scaled)
+        if chance[2] < faults.nan_updates:
+            _change(reply, _with_nan)
+        return reply
 
     return Seat(worker, hospital, around, shield)
 
@@ -94,7 +102,7 @@ def populate(scenario: Scenario, secret: bytes | None = None) -> Population:
     dealt = partition.deal(
         table, settings.partition, settings.hospitals, np.random.default_rng(seed_for(seed, "partition"))
     )
-    flipped = _flipped(list(dealt), settings.faults.label_flips, seed)
+    flipped = _some(dealt, settings.faults.label_flips, seed, "label flips")
     hospitals = [_hospital(name, dealt[name], table, scenario, flip=name in flipped) for name in sorted(dealt)]
     if not any(rows_of(hospital.test) for hospital in hospitals):
         raise ConfigError("simulation.test: no hospital has a test patient; take a larger share, or fewer hospitals")
@@ -107,9 +115,16 @@ def seats_of(
     hospitals: Sequence[Hospital], worker: Worker, secret: bytes, faults: FaultsConfig = INTACT, seed: int = 0
 ) -> list[Seat]:
     """Return the seats of virtual hospitals that share a worker and, under ``secret``, agree on keys with each other."""
-    shields = secagg.shields([hospital.name for hospital in hospitals], secret)
+    names = [hospital.name for hospital in hospitals]
+    shields, scaled = secagg.shields(names, secret), _some(names, faults.scaled_updates, seed, "scaled updates")
     return [
-        seat_for(worker, hospital, faults, seed, replace(shield, noise=partial(private.shared_noise, hospital)))
+        seat_for(
+            worker,
+            hospital,
+            replace(faults, scaled_updates=float(hospital.name in scaled)),
+            seed,
+            replace(shield, noise=partial(private.shared_noise, hospital)),
+        )
         for hospital, shield in zip(hospitals, shields, strict=True)
     ]
 
@@ -145,9 +160,9 @@ def _drawn(table: Table, rows: Array, share: float, seed: np.random.SeedSequence
     return drawn
 
 
-def _flipped(names: list[str], share: float, seed: int) -> set[str]:
-    generator = np.random.default_rng(seed_for(seed, "label flips"))
-    return set(generator.permutation(sorted(names))[: round(share * len(names))])
+def _some(names: Iterable[str], share: float, seed: int, fault: str) -> set[str]:
+    generator, ordered = np.random.default_rng(seed_for(seed, fault)), sorted(names)
+    return set(generator.permutation(ordered)[: round(share * len(ordered))])
 
 
 def _turned(table: Table, rows: Array, label: str) -> Array:
@@ -158,13 +173,23 @@ def _turned(table: Table, rows: Array, label: str) -> Array:
     return turned
 
 
-def _with_nan(reply: Message) -> Message:
-    arrays = wire.from_record(reply.content.array_records["arrays"])
+def _change(reply: Message, change: Callable[[messages.Arrays], messages.Arrays]) -> None:
+    reply.content["arrays"] = wire.to_record(change(wire.from_record(reply.content.array_records["arrays"])))
+
+
+def _with_nan(arrays: messages.Arrays) -> messages.Arrays:
     name, values = next((name, values) for name, values in arrays.items() if values.dtype.kind == "f")
     broken = values.copy()
     broken[0] = np.nan
-    reply.content["arrays"] = wire.to_record({**arrays, name: broken})
-    return reply
+    return {**arrays, name: broken}
+
+
+def _scaled(arrays: messages.Arrays) -> messages.Arrays:
+    """Turn an update round, as float arrays hold it; a masked one holds none, and is sent as it is."""
+    return {
+        name: values * values.dtype.type(SCALE) if values.dtype.kind == "f" else values
+        for name, values in arrays.items()
+    }
 
 
 def context(node: int, node_config: Mapping[str, int]) -> Context:

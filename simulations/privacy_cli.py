@@ -13,6 +13,7 @@ from common.config import assign, merge
 from common.errors import FedwardError, UsageError, nearest
 
 if TYPE_CHECKING:
+    from simulations.attacks.attack import Pair
     from simulations.privacy_study import Cell, Line, Verdict
 
 EXAMPLE = "example: fedward privacy heart --epsilon 1,3,inf --seeds 5 --limit epsilon=3 --limit tpr=0.05"
@@ -27,7 +28,7 @@ def add_parsers(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "privacy",
         help="measure what privacy costs and what attackers get",
-        description="Train a scenario without privacy and under several epsilons, with noise of each hospital and with noise shared under secure aggregation, and attack every run; "
+        description="Train a scenario without privacy and under several epsilons, with noise of each hospital, with noise shared under secure aggregation and, among many hospitals, with central noise, and attack every run; "
         "leaves a figure, privacy.csv, a table for LaTeX and privacy.md. The same command again goes on where it stopped. Exit code 3: nothing is inside the limits.",
         epilog=EXAMPLE,
     )
@@ -73,8 +74,10 @@ def run(args: argparse.Namespace) -> int:
 
     flower.check_version()
     flower.quiet()
+    from simulations import privacy_report as report
     from simulations import privacy_study
     from simulations import scenario as scenarios
+    from simulations.datasets import dataset_of
 
     epsilons, audits, limits = _epsilons(args.epsilon), _audits(args.audit), _limits(args.limit)
     if args.seeds < 1:
@@ -83,17 +86,24 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"--shadows {args.shadows}: expected 0, or {FEWEST_SHADOWS} or more: with fewer, too many patients are in all of them or in none"
         )
-    base, given = scenarios.find(args.scenario), assign(args.set)
-    private = merge(merge(merge(base, privacy_study.private_settings(base)), given), assign(args.private))
+    (base, private), given = privacy_study.settings_of(scenarios.find(args.scenario)), assign(args.set)
+    private = merge(merge(private, given), assign(args.private))
     cells = privacy_study.planned(merge(base, given), private, epsilons, args.seeds)
     out = args.out or Path("runs") / f"privacy-{Path(args.scenario).stem}"
+
+    def show(cell: "Cell", pairs: "Sequence[Pair]") -> None:
+        synthetic = dataset_of(cell.scenario.simulation.dataset).synthetic
+        report.save_pictures(pairs, out / f"{report.PICTURES}{cell.name}.png", synthetic=synthetic)
+
     try:
-        found = privacy_study.study(cells, audits, args.shadows, out, _tell)
+        found = privacy_study.study(cells, audits, args.shadows, out, _tell, show)
     except KeyboardInterrupt:
         raise FedwardError("stopped; what is finished is kept: the same command goes on with it") from None
     lines = privacy_study.lines_of(found, cells[-1].scenario.run.privacy.delta)
     verdicts = privacy_study.verdicts(lines, limits)
-    facts = _facts(args, cells, found, audits)
+    facts = _facts(args, cells, found, audits) | {
+        "pictures": sorted(path.name for path in out.glob(f"{report.PICTURES}*.png"))
+    }
     _leave(out, facts, lines, verdicts, limits)
     _show(args, out, facts, lines, verdicts, limits)
     return REFUSED if limits and all(each.reasons for each in verdicts) else 0

@@ -6,16 +6,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.intervals import Estimate
 from server import models
 from simulations import paper, words
 from simulations.attacks import ATTACKS
+from simulations.attacks.attack import Pair
+from simulations.attacks.matching import WHITE
 from simulations.compare import latex_row
-from simulations.privacy_study import ARMS, HOSPITAL, LIMITS, MASKED, NONE, SHARED, UTILITY, Line, Verdict
+from simulations.privacy_study import (
+    ARMS,
+    CENTRAL,
+    ENOUGH,
+    HOSPITAL,
+    LIMITS,
+    MASKED,
+    NONE,
+    SHARED,
+    UTILITY,
+    Line,
+    Verdict,
+)
 
-FIGURE, CSV, TABLE, PAGE = "privacy.png", "privacy.csv", "privacy.tex", "privacy.md"
-COLOURS = {HOSPITAL: "#0072b2", SHARED: "#d55e00", NONE: "#808790", MASKED: "#009e73"}
-MARKERS = {HOSPITAL: "o", SHARED: "s", NONE: "D", MASKED: "^"}
+FIGURE, CSV, TABLE, PAGE, PICTURES = "privacy.png", "privacy.csv", "privacy.tex", "privacy.md", "inversion-"
+COLOURS = {HOSPITAL: "#0072b2", SHARED: "#d55e00", NONE: "#808790", MASKED: "#009e73", CENTRAL: "#cc79a7"}
+MARKERS = {HOSPITAL: "o", SHARED: "s", NONE: "D", MASKED: "^", CENTRAL: "v"}
 
 
 # --- the table ----------------------------------------------------------------------------------------------------------
@@ -175,6 +191,24 @@ def _reach(estimate: Estimate, side: int) -> float:
     return 0.0 if math.isnan(end) else side * (end - estimate.value)
 
 
+def save_pictures(pairs: Sequence[Pair], path: Path, *, synthetic: bool) -> None:
+    """Draw images above what an attacker made of their updates, 30 mm each."""
+    with paper.style():
+        figure = paper.sheet(20 + 34 * len(pairs), 78)
+        for column, pair in enumerate(pairs):
+            for row, image in enumerate(pair):
+                axes = paper.place(figure, 18 + 34 * column, 42 - 36 * row, 30, 30)
+                axes.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=WHITE)
+                axes.set_axis_off()
+        for row, name in enumerate(("original", "found")):
+            paper.write(figure, name, 2, 56 - 36 * row)
+        if synthetic:
+            paper.write(figure, "SYNTHETIC DATA", 2, 2, color=paper.COLOURS["central"])
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=paper.DPI, metadata={"Software": None})
+    models.write(path, content.getbuffer())
+
+
 # --- the page -----------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +239,7 @@ def _promise(facts: Mapping[str, Any]) -> str:
         f"- **Unit**: one {facts['unit']}. **Neighbours**: {facts['relation']}.\n"
         f"- **Epsilon and delta**: whatever leaves in a whole run is at most e^epsilon times as likely with the unit as without it, up to a chance of delta = {facts['delta']:g}. Epsilon stands in the table; without noise (∞) nothing is promised.\n"
         f"- **Mechanism**: {facts['mechanism']}.\n"
+        f"- **Central noise**: {_central(facts)}\n"
         "- **Who is trusted**: with *noise of each hospital*, each hospital with its own patients, and nobody else. With *noise shared under secure aggregation*, also that no so many hospitals work with the coordinator that too few parts of the noise are left. "
         "With *secure aggregation, no noise*, the coordinator with the sums. With *no privacy*, the coordinator with every update.\n"
         "- **What composes**: all rounds of one run, which the epsilon covers together. Runs of other seeds and settings, also those of this study, would add up where they were trained on real patients; the ledger of a hospital holds all of them.\n"
@@ -212,11 +247,25 @@ def _promise(facts: Mapping[str, Any]) -> str:
     )
 
 
+def _central(facts: Mapping[str, Any]) -> str:
+    if facts["hospitals"] < ENOUGH:
+        return f"not measured. It protects whole hospitals, and among {facts['hospitals']} of them its noise leaves nothing of a model; from {ENOUGH} hospitals on it is."
+    return (
+        "the coordinator bounds each hospital's update and noises their mean. Its epsilon is for one *hospital* added or removed, so it is not to be compared with the others' as a number; "
+        "and the coordinator is trusted with every update."
+    )
+
+
 def _attacks(facts: Mapping[str, Any]) -> str:
     told = {
         "membership": "**Membership inference** tells patients that were trained on from test patients: by the loss under the final model; by how far a step along a single hospital's update, as it can be read off the wire, changes "
         f"that loss; and by RMIA and LiRA with {facts['shadows']} shadow federations of the same settings, whose patients are dealt anew. The attacker knows the records and the settings, and not who is in. An AUC of 0.5, and as many true as false positives, is guessing.",
-        "inversion": "**Gradient inversion** reads records off the first dense layer of an update over one step; the guess nearest to the truth counts, which favours the attacker. 100 dB is exact to the last bits.",
+        "inversion": "**Gradient inversion** reads records off the first dense layer of an update over one step; the guess nearest to the truth counts, which favours the attacker. 100 dB is exact to the last bits."
+        + (
+            f" Images beside what was found: {', '.join(f'`{name}`' for name in facts['pictures'])}."
+            if facts["pictures"]
+            else ""
+        ),
         "canaries": "**Canaries** are records made to be found, trained on by the same code under the same settings; from how well they are told apart in one run follows a lower bound of epsilon, at 95 % confidence (Steinke et al. 2023).",
     }
     return "## The attacks\n\n" + "\n".join(f"- {told[name]}" for name in ATTACKS if name in facts["attacks"])

@@ -23,33 +23,29 @@ from server.results import results_of
 from simulations import run as runs
 from simulations import scenario as scenarios
 from simulations.attacks import ATTACKS
-from simulations.attacks.attack import Finding, Target, overhear
+from simulations.attacks.attack import Finding, Pair, Target, overhear
 from simulations.attacks.canaries import joined
 from simulations.hospitals import populate
 from simulations.scenario import Scenario
 
-NONE, HOSPITAL, SHARED, MASKED = "none", "hospital", "shared", "masked"
+NONE, HOSPITAL, SHARED, MASKED, CENTRAL = "none", "hospital", "shared", "masked", "central"
 ARMS = {
     NONE: "no privacy",
     MASKED: "secure aggregation, no noise",
     HOSPITAL: "noise of each hospital",
     SHARED: "noise shared under secure aggregation",
+    CENTRAL: "central noise, for whole hospitals",
 }
 """Ways to protect, in the order in which they stand in tables."""
 CELLS = "cells"
 UTILITY = "utility"
-
-PRIVATE: dict[str, dict[str, Any]] = {
-    "heart": {
-        "rounds": 10,
-        "privacy": {"delta": 1e-4, "method": "full", "clip_norm": 0.5},
-        "training": {"optimizer": "sgd", "learning_rate": 2.0, "learning_rate_decay": 1.0},
-    }
-}
-"""By task, chosen by cross-validation within training patients: ``python benchmarks/heart_private.py --choose``."""
+ENOUGH = 20
+"""Hospitals from which on central noise leaves anything of a model: its share of the mean falls with their count alone, whatever patients they have."""
 
 Begin = Callable[[str], None]
 """Is told of every run before it begins."""
+Show = Callable[["Cell", Sequence[Pair]], None]
+"""Is given the images of a run that was attacked, each with what was made of its update."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,9 @@ class Line:
 
 
 def planned(base: Mapping[str, Any], private: Mapping[str, Any], epsilons: Sequence[float], seeds: int) -> list[Cell]:
-    """Return all runs of a study; each is parsed and checked before the first is trained. ``base`` are the tables of runs without noise, ``private`` those of runs with it.
+    """Return all runs of a study; each is parsed and checked before the first is trained. ``base`` are the tables of runs without noise of hospitals, ``private`` those of runs with it.
+
+    Central noise is among them where there are `ENOUGH` hospitals.
 
     Raises
     ------
@@ -92,29 +90,52 @@ def planned(base: Mapping[str, Any], private: Mapping[str, Any], epsilons: Seque
         When one of them contradicts itself; the message names the setting.
     """
     cells = []
+    noised = (HOSPITAL, SHARED, CENTRAL) if hospitals_of(base) >= ENOUGH else (HOSPITAL, SHARED)
+    delta = scenarios.read(private).run.privacy.delta
     for epsilon in epsilons:
-        arms = (HOSPITAL, SHARED) if math.isfinite(epsilon) else (NONE, MASKED)
+        arms = noised if math.isfinite(epsilon) else (NONE, MASKED)
         for arm in arms:
             for seed in range(1, seeds + 1):
                 tables = private if arm in (HOSPITAL, SHARED) else base
-                cell = Cell(arm, epsilon, scenarios.read(merge(tables, {**_settings(arm, epsilon), "seed": seed})))
+                cell = Cell(
+                    arm, epsilon, scenarios.read(merge(tables, {**_settings(arm, epsilon, delta), "seed": seed}))
+                )
                 _ = Plan(cell.scenario.run).strategy
                 cells.append(cell)
     return cells
 
 
-def private_settings(base: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that runs with noise take where nothing else is said: those of the task's benchmark, or one step a round on all rows."""
-    name = base["task"] if isinstance(base["task"], str) else base["task"]["name"]
-    return PRIVATE.get(name, {"privacy": {"delta": 1e-5, "method": "full"}, "training": {"optimizer": "sgd"}})
+def hospitals_of(tables: Mapping[str, Any]) -> int:
+    """Return how many hospitals a scenario has."""
+    scenario = scenarios.read(tables)
+    return scenario.simulation.hospitals or len(populate(scenario).hospitals)
 
 
-def _settings(arm: str, epsilon: float) -> dict[str, Any]:
+def settings_of(tables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tables of a scenario's runs without noise of hospitals, and of those with it.
+
+    A scenario without ``[privacy]`` takes for the latter what the scenario ``TASK-private`` has, or one step a round on all rows; one with it takes for the former what the scenario of its task
+    has, over its own hospitals.
+    """
+    name = tables["task"] if isinstance(tables["task"], str) else tables["task"]["name"]
+    if "privacy" in tables:
+        plain = scenarios.find(name) if name in scenarios.names() else {}
+        return merge(plain, {key: tables[key] for key in ("seed", "task", "simulation") if key in tables}), dict(tables)
+    own = f"{name}-private"
+    found = scenarios.find(own) if own in scenarios.names() else {"privacy": {"method": "full"}}
+    chosen = {key: found[key] for key in ("rounds", "privacy", "training") if key in found}
+    return dict(tables), merge(tables, merge({"training": {"optimizer": "sgd"}}, chosen))
+
+
+def _settings(arm: str, epsilon: float, delta: float) -> dict[str, Any]:
     noise = {"epsilon": epsilon, "noise": "shared" if arm == SHARED else "hospital"}
+    noise |= {"unit": "hospital", "delta": delta} if arm == CENTRAL else {}
     return {"privacy": noise, "secure": {"aggregation": arm in (SHARED, MASKED)}}
 
 
-def study(cells: Sequence[Cell], audits: Sequence[str], shadows: int, out: Path, begin: Begin) -> list[dict[str, Any]]:
+def study(
+    cells: Sequence[Cell], audits: Sequence[str], shadows: int, out: Path, begin: Begin, show: Show = lambda *_: None
+) -> list[dict[str, Any]]:
     """Run what is not finished and attack it; return what is known of all runs, in their order.
 
     Raises
@@ -130,7 +151,7 @@ def study(cells: Sequence[Cell], audits: Sequence[str], shadows: int, out: Path,
         left = [name for name in audits if name not in facts.get("attacked", ())]
         if not facts or left:
             begin(f"{number} of {len(cells)}: {cell.name}")
-            facts = _played(cell, left, shadows, worker, facts)
+            facts = _played(cell, left, shadows, worker, facts, show)
             records.write_json(path, facts)
         found.append(facts)
     return found
@@ -149,13 +170,18 @@ def _finished(path: Path, cell: Cell, shadows: int) -> dict[str, Any]:
     return facts
 
 
-def _played(cell: Cell, audits: Sequence[str], shadows: int, worker: Worker, before: dict[str, Any]) -> dict[str, Any]:
+def _played(
+    cell: Cell, audits: Sequence[str], shadows: int, worker: Worker, before: dict[str, Any], show: Show
+) -> dict[str, Any]:
     """Train, judge and attack."""
     run = cell.scenario.run
     population = populate(cell.scenario)
     outcome, heard = overhear(run, population.hospitals, worker, population.secret)
-    target = Target(cell.scenario, population, outcome, heard, worker, shadows)
+    pairs: list[Pair] = []
+    target = Target(cell.scenario, population, outcome, heard, worker, shadows, pairs.append)
     findings = [finding for name in audits for finding in ATTACKS[name].run(target)]
+    if pairs:
+        show(cell, pairs)
     for hospital in population.hospitals:
         worker.forget(hospital)
     facts: dict[str, Any] = records.finite(
@@ -170,7 +196,7 @@ def _played(cell: Cell, audits: Sequence[str], shadows: int, worker: Worker, bef
             "attacked": [*before.get("attacked", ()), *audits],
             "findings": [*before.get("findings", ()), *map(asdict, findings)],
             "utility": _utility(target),
-            "privacy": spent(run, outcome.rounds, len(outcome.members)),
+            "privacy": spent(run, outcome.rounds, outcome.members),
         }
     )
     return facts

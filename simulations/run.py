@@ -267,5 +267,5 @@ def _record(scenario: Scenario, population: Population, outcome: Outcome, name: 
         "classes": list(task.classes),
         "hospitals": [asdict(member) for member in outcome.members],
         "rounds": [asdict(row) for row in outcome.rounds],
-        "privacy": privacy.spent(scenario.run, outcome.rounds, len(outcome.members)),
+        "privacy": privacy.spent(scenario.run, outcome.rounds, outcome.members),
     }

@@ -26,6 +26,9 @@ class FaultsConfig:
     stragglers: Annotated[float, FRACTION, "chance that a hospital answers in a round after the deadline"] = 0.0
     nan_updates: Annotated[float, FRACTION, "chance that a hospital's update in a round holds NaN"] = 0.0
     label_flips: Annotated[float, FRACTION, "share of the hospitals that train on turned labels"] = 0.0
+    scaled_updates: Annotated[
+        float, FRACTION, "share of the hospitals that send their updates turned round and ten times as large"
+    ] = 0.0
 
 
 @dataclass(frozen=True)

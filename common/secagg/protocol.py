@@ -4,8 +4,9 @@ It is that of Bonawitz et al. 2017 (figure 4) on the graph of Bell et al. 2020, 
 
 1. once a run, every hospital shows its card (`common.secagg.keys`) and gets all others';
 2. *deal*: for one sum each makes a new key for masks and a new seed for a mask of its own, splits both among its neighbours, sealed, and signs the public part;
-3. *cover*: it adds the mask that it shares with each neighbour who dealt, one of the two adding what the other takes away, and its own;
-4. *reveal*: told who survived, it gives of every neighbour one share: of the seed of one that survived, of the key of one that dropped out. What is dealt for the next sum travels with it.
+3. *cover*: it adds the mask that it shares with each neighbour who dealt, one of the two adding what the other takes away, and its own, and signs the list of those who dealt as that of those who survive;
+4. *agree*, only where somebody dropped out since: told who survived, it signs that list instead;
+5. *reveal*: shown a list of survivors that enough hospitals have signed, it gives of every neighbour one share: of the seed of one that survived, of the key of one that dropped out. What is dealt for the next sum travels with it.
 
 Everything a hospital reveals is of one sum and of no other: keys and seeds are new each time, and forgotten after it.
 """
@@ -32,9 +33,8 @@ from common.secagg.shares import Draw
 FEWEST = 3
 """Hospitals that a secure sum has at least: of two, each knows the other's part from the sum."""
 ROUNDING = 1e-9
-ECHO = 32
-PACKAGE = keys.PUBLIC + 32 + ECHO + keys.SIGNATURE
-"""Bytes of what a hospital deals in public: a key, the digest of a seed, the echo of the last list that it was shown, a signature."""
+PACKAGE = keys.PUBLIC + 32 + keys.SIGNATURE
+"""Bytes of what a hospital deals in public: a key, the digest of a seed, a signature."""
 SEALED = 2 * shares.SHARE + keys.SEAL
 """Bytes of what it deals to one neighbour: a share of its key and one of its seed."""
 
@@ -75,22 +75,23 @@ class Sum:
 
     @property
     def fewest(self) -> int:
-        """Return how many must survive."""
+        """Return how many must survive, and have signed the list of those who do."""
         return max(needed_of(len(self.cohort), self.settings), 2)
-
-    @property
-    def smallest(self) -> int:
-        """Return over how many hospitals a sum is opened at least, in a complete graph, also by a coordinator that shows different lists.
-
-        To take the others of ``needed`` hospitals out of a sum takes ``needed`` shares of each one's key, and nobody gives shares of more than ``count - needed`` keys.
-        """
-        count, needed = len(self.cohort), self.fewest
-        return max(ceil((needed**2 - count * (count - needed)) / (2 * needed - count)), 1)
 
     def package(self, name: str, content: bytes) -> bytes:
         """Return what a hospital signs of what it deals, for whom and under which terms."""
-        terms = json.dumps(vars(self.settings), sort_keys=True)
-        return self._purpose("package", name, content, terms, joined(*self.cohort))
+        return self._purpose("package", name, content, self._terms)
+
+    def survival(self, told: bytes, survivors: Iterable[str]) -> bytes:
+        """Return what a hospital signs of who survived; ``told`` is the digest of what its own vector was covered for."""
+        return self._purpose("survivors", told, joined(*sorted(survivors)), self._terms)
+
+    def signed_by(
+        self, told: bytes, survivors: Sequence[str], signatures: Mapping[str, bytes], signers: Mapping[str, bytes]
+    ) -> list[str]:
+        """Return who of the survivors has signed the list of them."""
+        content = self.survival(told, survivors)
+        return [name for name in survivors if keys.is_signed(signers[name], content, signatures.get(name, b""))]
 
     def letter(self, sender: str, receiver: str) -> bytes:
         """Return for what purpose shares are sealed."""
@@ -100,41 +101,41 @@ class Sum:
         """Return for what purpose two hospitals agree on a mask: for answers to one and the same request."""
         return self._purpose("mask", *sorted((one, other)), request)
 
-    def echo(self, present: Iterable[str], survivors: Iterable[str]) -> bytes:
-        """Return what stands for a list of survivors that a hospital was shown; its first half stands for the sum alone."""
-        sets = [joined(*sorted(names)) for names in (present, survivors)]
-        return self._digest("echo")[: ECHO // 2] + self._digest("echo", *sets)[: ECHO // 2]
+    @property
+    def _terms(self) -> bytes:
+        return joined(json.dumps(vars(self.settings), sort_keys=True), *self.cohort)
 
     def _purpose(self, *parts: bytes | str) -> bytes:
-        return joined("fedward secure sum 1", self.roster, self.label, *parts)
-
-    def _digest(self, *parts: bytes | str) -> bytes:
-        return hashlib.sha256(self._purpose(*parts)).digest()
+        return joined("fedward secure sum 2", self.roster, self.label, *parts)
 
 
 @dataclass
 class Dealt:
-    """What a hospital keeps of what it dealt for one sum; ``present`` are those whose packages its vector was covered for, none before that."""
+    """What a hospital keeps of what it dealt for one sum.
+
+    ``present`` are those whose packages its vector was covered for, none before that, and ``told`` is the digest of them and the request; ``survivors`` is the list that it
+    signed after it heard that not all of them survived.
+    """
 
     sum: Sum
     key: bytes = field(repr=False)
     seed: bytes = field(repr=False)
     own: bytes = field(repr=False)
     present: tuple[str, ...] = ()
+    told: bytes = b""
+    survivors: tuple[str, ...] = ()
 
 
 @dataclass
 class Session:
     """A hospital's side of a run. Everything in it but ``name`` and ``run`` is the hospital's secret or was checked by it.
 
-    *Guarantee*: a vector that leaves is covered by a seed of its own and by a mask with each neighbour, both made for this one vector. Of a neighbour's two
-    secrets it reveals a share of one, once, and of at most ``n - t`` the key, with ``t = needed_of(n)``. So in a complete graph of which ``c`` hospitals work with the coordinator,
-    where ``2 t > n + c``, it never has both secrets of a hospital; telling all the same it learns the sum over ``t`` or more and nothing else; and telling them different things, a sum without
-    at most ``(n - c) (n - t) / (t - c)`` of the others, since each key that it opens takes ``t - c`` of their shares. There is no round in which hospitals compare lists beforehand (Bonawitz et al. 2017,
-    figure 4, has one).
+    *Guarantee*: a vector that leaves is covered by a seed of its own and by a mask with each neighbour, both made for this one vector. Of a neighbour's two secrets it reveals a share of one, once, and
+    only for a list of survivors that ``t = needed_of(n)`` hospitals have signed, of whom each was asked the same and told the same of who dealt, and signed but two lists: that all of those survive,
+    and one other. So in a complete graph of which ``c`` hospitals work with the coordinator, where ``2 t > n + c``, one list alone is opened, whatever the coordinator tells whom: it never has both
+    secrets of a hospital, and learns the sum over the ``t`` or more of that list and nothing else (Bonawitz et al. 2017, figure 4, round 3).
 
-    *Edge cases*: what is asked out of turn, twice, with unknown names or too few survivors is a `PolicyRefused` and changes nothing. Hospitals that were
-    shown different lists find out in the next sum, by the echoes in the packages, and refuse everything from then on.
+    *Edge cases*: what is asked out of turn, twice, with unknown names, too few survivors or too few signatures is a `PolicyRefused` and changes nothing.
     """
 
     name: str
@@ -144,17 +145,13 @@ class Session:
     roster: bytes = b""
     secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
     signers: dict[str, bytes] = field(default_factory=dict)
-    echo: bytes = bytes(ECHO)
     dealt: Dealt | None = None
-    ended: bool = False
     covered: list[str] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, identity: Identity, run: bytes, before: Self | None = None) -> tuple[Self, Card]:
-        """Make a run's keys; return them and the card to be shown. Of what was ``before`` in the same run, the echo of the last list stays."""
-        if before and before.ended:
-            raise refused("survivors", "the coordinator showed different lists of survivors in this run")
-        session = cls(identity.name, run, os.urandom(32), os.urandom(32), echo=before.echo if before else bytes(ECHO))
+    def begin(cls, identity: Identity, run: bytes) -> tuple[Self, Card]:
+        """Make a run's keys; return them and the card to be shown."""
+        session = cls(identity.name, run, os.urandom(32), os.urandom(32))
         return session, keys.show(identity, run, keys.public_of(session.agreement), keys.signer_of(session.signing))
 
     def join(self, cards: Sequence[Card], authority: bytes, least: int = 0, known: Sequence[str] = ()) -> None:
@@ -194,7 +191,7 @@ class Session:
         split = [shares.split(secret, len(holders), needed_of(len(holders), settings), draw) for secret in (key, seed)]
         pairs = {holder: b"".join(pair) for holder, *pair in zip(holders, *split, strict=True)}
         self.dealt = Dealt(this, key, seed, pairs.pop(self.name))
-        content = keys.public_of(key) + hashlib.sha256(seed).digest() + self.echo
+        content = keys.public_of(key) + hashlib.sha256(seed).digest()
         signed = content + keys.sign(self.signing, this.package(self.name, content))
         letters = [keys.seal(self.secrets[name], this.letter(self.name, name), pair) for name, pair in pairs.items()]
         return signed, letters
@@ -207,46 +204,67 @@ class Session:
             raise refused("session", "the packages are not of this sum's hospitals, this one among them")
         _at_least(len(present), this.fewest, "hospitals with packages")
         for name in this.neighbours(self.name):
-            if name in packages:
-                self._checked(this, name, packages[name])
+            if name in packages and not is_package(this, name, packages[name], self.signers[name]):
+                raise refused(
+                    "identity", "a package is not signed for this sum by the hospital that it is said to be of"
+                )
 
-    def cover(self, label: str, packages: Mapping[str, bytes], vector: Words, request: bytes = b"") -> None:
-        """Mask a vector, shape ``(n,)``, in place, for those who dealt; ``request`` stands for all that it answers, so that masks on answers to different requests do not cancel."""
+    def cover(self, label: str, packages: Mapping[str, bytes], vector: Words, request: bytes = b"") -> bytes:
+        """Mask a vector, shape ``(n,)``, in place, for those who dealt; return this hospital's signature of their list, as of that of the survivors.
+
+        ``request`` stands for all that it answers, so that masks on answers to different requests do not cancel.
+        """
         self.check(label, packages)
         dealt = self._turn(label, covered=False)
-        this, told = dealt.sum, _hash("request", joined(*sorted(packages)), request)
+        this, told = dealt.sum, told_of(packages, request)
         seeds = {
             name: self._mask(dealt, packages[name][: keys.PUBLIC], this.pair(self.name, name, told))
             for name in this.neighbours(self.name)
             if name in packages
         }
-        dealt.present = tuple(sorted(packages))
+        dealt.present, dealt.told = tuple(sorted(packages)), told
         self.covered.append(label)
         plus = [seed for name, seed in seeds.items() if self.name < name]
         masks.apply(vector, [*plus, dealt.seed], [seed for name, seed in seeds.items() if self.name > name])
+        return keys.sign(self.signing, this.survival(told, packages))
 
-    def reveal(self, label: str, survivors: Sequence[str], letters: Mapping[str, bytes], least: int = 0) -> list[bytes]:
-        """Give one share of every neighbour who dealt and of itself, in the order of their names, by who survived; `shares.NONE` where its letter cannot be read."""
-        dealt = self._turn(label, covered=True)
-        this, chosen = dealt.sum, set(survivors)
-        if not {self.name} <= chosen <= set(dealt.present) or len(chosen) < len(survivors):
+    def agree(self, label: str, survivors: Sequence[str], least: int = 0) -> bytes:
+        """Sign the list of who survived, where not all of those who dealt did; one list for one sum."""
+        dealt = self._surviving(label, survivors, least)
+        dealt.survivors = tuple(sorted(survivors))
+        return keys.sign(self.signing, dealt.sum.survival(dealt.told, survivors))
+
+    def reveal(
+        self,
+        label: str,
+        survivors: Sequence[str],
+        signatures: Mapping[str, bytes],
+        letters: Mapping[str, bytes],
+        least: int = 0,
+    ) -> list[bytes]:
+        """Give one share of every neighbour who dealt and of itself, in the order of their names, by who survived; `shares.NONE` where its letter cannot be read.
+
+        ``signatures`` are the survivors' own of their list, by their names.
+        """
+        dealt = self._surviving(label, survivors, least)
+        this = dealt.sum
+        signed = this.signed_by(dealt.told, survivors, signatures, self.signers)
+        if len(signed) < this.fewest:
             raise refused(
-                "survivors", "the list of survivors leaves this hospital out, or names one that was not there"
+                "survivors",
+                f"{len(signed)} hospitals have signed the list of survivors, and {this.fewest} or more are needed so that nobody is shown another one",
             )
-        _at_least(len(chosen), max(this.fewest, least), "survivors")
-        holders = this.holders(self.name)
-        _at_least(len(chosen.intersection(holders)), needed_of(len(holders), this.settings), "survivors around it")
-        self.dealt, self.echo = None, this.echo(dealt.present, survivors)
+        self.dealt = None
         return [
-            _one_of(dealt.own if name == self.name else self._read(this, name, letters), survived=name in chosen)
-            for name in holders
+            _one_of(dealt.own if name == self.name else self._read(this, name, letters), survived=name in survivors)
+            for name in this.holders(self.name)
             if name in dealt.present
         ]
 
     @property
-    def smallest(self) -> int:
+    def fewest(self) -> int:
         """Return over how many hospitals the sum that was dealt for is opened at least."""
-        return self.dealt.sum.smallest if self.dealt else 0
+        return self.dealt.sum.fewest if self.dealt else 0
 
     def dump(self) -> bytes:
         """Write all secrets as text, for those who keep it sealed."""
@@ -256,7 +274,7 @@ class Session:
     def load(cls, data: bytes) -> Self:
         """Undo `dump`."""
         facts: dict[str, Any] = json.loads(data)
-        raw = {name: bytes.fromhex(facts[name]) for name in ("run", "agreement", "signing", "roster", "echo")}
+        raw = {name: bytes.fromhex(facts[name]) for name in ("run", "agreement", "signing", "roster")}
         books = {name: _unhexed(facts[name]) for name in ("secrets", "signers")}
         return cls(**{**facts, **raw, **books, "dealt": _dealt(facts["dealt"])})
 
@@ -278,17 +296,20 @@ class Session:
             raise refused("session", "this is not the next step of the sum that this hospital dealt for")
         return dealt
 
-    def _checked(self, this: Sum, name: str, package: bytes) -> bytes:
-        """Return the public key of a package that its maker signed; who was shown another list of survivors than this hospital ends the run here."""
-        if not is_package(this, name, package, self.signers[name]):
-            raise refused("identity", "a package is not signed for this sum by the hospital that it is said to be of")
-        echo = package[keys.PUBLIC + 32 :][:ECHO]
-        if echo[: ECHO // 2] == self.echo[: ECHO // 2] and echo != self.echo:
-            self.secrets, self.signers, self.roster, self.dealt, self.ended = {}, {}, b"", None, True
+    def _surviving(self, label: str, survivors: Sequence[str], least: int) -> Dealt:
+        """Return what was dealt for a sum whose survivors can be these; refuse any other list than one that was signed before."""
+        dealt = self._turn(label, covered=True)
+        this, chosen = dealt.sum, set(survivors)
+        if not {self.name} <= chosen <= set(dealt.present) or len(chosen) < len(survivors):
             raise refused(
-                "survivors", "the coordinator showed different lists of survivors; this hospital ends the run"
+                "survivors", "the list of survivors leaves this hospital out, or names one that was not there"
             )
-        return package[: keys.PUBLIC]
+        if dealt.survivors and chosen != set(dealt.survivors):
+            raise refused("survivors", "this hospital has signed another list of survivors of this sum")
+        _at_least(len(chosen), max(this.fewest, least), "survivors")
+        holders = this.holders(self.name)
+        _at_least(len(chosen.intersection(holders)), needed_of(len(holders), this.settings), "survivors around it")
+        return dealt
 
     def _read(self, this: Sum, name: str, letters: Mapping[str, bytes]) -> bytes:
         pair = keys.unseal(self.secrets[name], this.letter(name, self.name), letters.get(name, b""))
@@ -303,6 +324,7 @@ class Gathering:
         self.packages: dict[str, bytes] = {}
         self.request = b""
         self.survivors: list[str] = []
+        self.signatures: dict[str, bytes] = {}
         self._signers = signers
         self._letters: dict[str, dict[str, bytes]] = {name: {} for name in this.cohort}
         self._total: Words | None = None
@@ -325,10 +347,42 @@ class Gathering:
         for receiver, letter in zip(receivers, letters, strict=True):
             self._letters[receiver][name] = letter
 
-    def add(self, name: str, vector: Words) -> None:
-        """Add a hospital's covered vector to the total; what cannot be added never comes here."""
+    def add(self, name: str, vector: Words, signature: bytes) -> None:
+        """Add a hospital's covered vector to the total; what cannot be added never comes here.
+
+        Raises
+        ------
+        UpdateRejected
+            With the code ``survivors``, as of `agree`; nothing is added then.
+        """
+        self._check(name, sorted(self.packages), signature)
         self._total = vector.copy() if self._total is None else np.add(self._total, vector, out=self._total)
         self.survivors.append(name)
+        self.signatures[name] = signature
+
+    @property
+    def whole(self) -> bool:
+        """Return whether all who dealt survived; their list is signed then."""
+        return len(self.survivors) == len(self.packages)
+
+    def agree(self, name: str, signature: bytes) -> None:
+        """Take a survivor's signature of the list of survivors, where it is not that of all who dealt.
+
+        Raises
+        ------
+        UpdateRejected
+            With the code ``survivors``: no other hospital would believe it.
+        """
+        self._check(name, self.survivors, signature)
+        self.signatures[name] = signature
+
+    def _check(self, name: str, survivors: Sequence[str], signature: bytes) -> None:
+        if not keys.is_signed(self._signers[name], self.sum.survival(self._told, survivors), signature):
+            raise UpdateRejected("survivors", "it has not signed the list of survivors that it was shown")
+
+    @property
+    def _told(self) -> bytes:
+        return told_of(self.packages, self.request)
 
     def letters(self, name: str) -> dict[str, bytes]:
         """Return what others who dealt sealed for a hospital, by the senders' names."""
@@ -359,13 +413,12 @@ class Gathering:
 
     def _seeds(self, found: Mapping[str, Mapping[int, bytes]]) -> tuple[list[bytes], list[bytes]]:
         """Return the seeds of the masks that are to be added and taken away: those that survivors share with who dropped out, and the survivors' own."""
-        told = _hash("request", joined(*sorted(self.packages)), self.request)
         plus, minus = list[bytes](), [self._secret(name, found[name], survived=True) for name in self.survivors]
         for gone in sorted(set(self.packages) - set(self.survivors)):
             left = sorted(set(self.sum.neighbours(gone)) & set(self.survivors))
             key = self._secret(gone, found[gone], survived=False) if left else b""
             for name in left:
-                seed = keys.agree(key, self.packages[name][: keys.PUBLIC], self.sum.pair(gone, name, told))
+                seed = keys.agree(key, self.packages[name][: keys.PUBLIC], self.sum.pair(gone, name, self._told))
                 (minus if name < gone else plus).append(seed)
         return plus, minus
 
@@ -386,6 +439,11 @@ class Gathering:
         if not fits:
             raise QuorumError(f"the shares of what {name!r} dealt do not fit it; a hospital gave a wrong one")
         return secret
+
+
+def told_of(packages: Iterable[str], request: bytes) -> bytes:
+    """Return what stands for a request and for who dealt, as its receiver was told."""
+    return _hash("request", joined(*sorted(packages)), request)
 
 
 def is_package(this: Sum, name: str, package: bytes, signer: bytes) -> bool:
@@ -424,4 +482,5 @@ def _dealt(facts: dict[str, Any] | None) -> Dealt | None:
     settings, roster = SecureConfig(**this["settings"]), bytes.fromhex(this["roster"])
     key, seed, own = (bytes.fromhex(facts[name]) for name in ("key", "seed", "own"))
     again = Sum(roster, this["label"], tuple(this["cohort"]), settings)
-    return Dealt(again, key, seed, own, tuple(facts["present"]))
+    told = bytes.fromhex(facts["told"])
+    return Dealt(again, key, seed, own, tuple(facts["present"]), told, tuple(facts["survivors"]))

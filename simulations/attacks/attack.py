@@ -29,6 +29,8 @@ from simulations.hospitals import Population, seats_of
 from simulations.scenario import Scenario
 
 Scores = NDArray[np.float64]
+Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""An image and what an attack took for it, of the same shape ``(height, width, 1)``, grey levels."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Heard:
 
 @dataclass(frozen=True)
 class Target:
-    """A finished run that is attacked. ``shadows`` is how many like it the attacker can train; ``worker`` trains them."""
+    """A finished run that is attacked. ``shadows`` is how many like it the attacker can train; ``worker`` trains them; ``show`` is given images beside what was made of their updates."""
 
     scenario: Scenario
     population: Population
@@ -50,6 +52,7 @@ class Target:
     heard: Sequence[Heard]
     worker: Worker
     shadows: int = 0
+    show: Callable[[Pair], None] = lambda _: None
 
 
 @dataclass(frozen=True)

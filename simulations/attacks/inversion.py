@@ -107,10 +107,12 @@ def _matched(target: Target, network: Network) -> list[float]:
     """Return the PSNR of the images of single records at the first hospitals, sought by their gradients."""
     config, answers = _overheard(target, 1, 0)
     search = matching.compile_search(network, target.outcome.coordinator.plan.task)
-    return [
-        psnr(rows[0], matching.matched(search, network, heard, config, number), matching.WHITE)
-        for number, (heard, rows) in enumerate(answers[:MATCHED])
-    ]
+    found = []
+    for number, (heard, rows) in enumerate(answers[:MATCHED]):
+        guess = matching.matched(search, network, heard, config, number)
+        target.show((rows[0], guess))
+        found.append(psnr(rows[0], guess, matching.WHITE))
+    return found
 
 
 def _overheard(target: Target, batch: int, number: int) -> tuple[RunConfig, list[tuple[Heard, Rows]]]:

@@ -17,13 +17,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message, RecordDict
 
-from client import policy, service, stub
+from client import policy, private, service, stub
 from client.app import FAILED, REFUSED, Seat, guarded
 from client.audit import AuditLog
 from client.gate import Gate
 from client.hospital import Hospital
 from client.resident import open_ledger
-from client.worker import Worker
+from client.worker import LARGEST, Worker
 from common import chain, flower, messages, wire
 from common.deployment import Bundle, Received, bundle
 from common.errors import FedwardError, QuorumError
@@ -781,6 +781,21 @@ class TestRun:
         assert all(desk.worker.asked == [] for desk in desks)
 
 
+class TestHostileWeights:
+    """Of the right shape, without differential privacy: values of which training makes no numbers."""
+
+    @pytest.mark.parametrize("value", [3e38, -3e38, np.inf, np.nan])
+    def test_what_is_no_number_does_not_leave_and_is_in_the_log(self, desk, value):
+        arrays = {"weights": np.full(initial_size(desk), value, np.float32)}
+        assert refused(desk.ask(arrays=arrays, evaluate=False)) == (REFUSED, "nan")
+        assert desk.events()[-1] == "refused"
+
+    def test_large_ones_that_stay_numbers_are_trained_on(self, desk):
+        arrays = {"weights": np.full(initial_size(desk), 1e3, np.float32)}
+        reply = messages.unpack_reply(desk.ask(arrays=arrays).content)
+        assert all(np.isfinite(array).all() for array in reply.arrays.values())
+
+
 class TestPrivacy:
     PRIVATE = {"privacy": {"epsilon": 2.0, "delta": 1e-4, "method": "full"}, "rounds": 4}
 
@@ -808,6 +823,50 @@ class TestPrivacy:
     )
     def test_less_than_is_demanded_is_refused(self, desk, claim):
         assert refused(desk.ask(settings={"privacy": {"delta": 1e-4, **claim}})) == (REFUSED, "privacy")
+
+    def test_what_counts_is_the_epsilon_that_the_hospital_reckons_itself(self, desk, monkeypatch):
+        """Were its noise ever less than what the run claims, nothing would be trained."""
+        real = private.terms
+
+        def weak(*given):
+            terms = real(*given)
+            return replace(terms, event=replace(terms.event, noise_multiplier=terms.event.noise_multiplier / 2))
+
+        monkeypatch.setattr(private, "terms", weak)
+        for kind in (STATISTICS, TRAIN):
+            assert refused(desk.ask(kind, settings=self.PRIVATE | {"seed": 77})) == (REFUSED, "privacy")
+        assert desk.gate.hospital.ledger.table(1e-4) == []
+
+    def test_when_the_final_model_is_judged_the_key_of_the_last_noise_is_erased(self, desk):
+        desk.ask(settings=self.PRIVATE)
+        (key,) = (key for (key,) in desk.gate.hospital.ledger._file.execute("SELECT key FROM charges"))
+        assert key in (desk.folder / "ledger.sqlite").read_bytes()
+        assert desk.ask(EVALUATE, settings=self.PRIVATE).has_content()
+        assert key not in (desk.folder / "ledger.sqlite").read_bytes()
+        assert desk.gate.hospital.ledger.table(1e-4)[0].charges == 1
+
+    @pytest.mark.parametrize("pattern", ["all at the limit", "all at minus the limit", "signs in turn"])
+    def test_hostile_weights_within_the_range_move_an_update_no_further(self, desk, pattern):
+        """Right in shape, extreme in value: the step is charged, finite, and as bounded as any other."""
+        size = initial_size(desk)
+        signs = {
+            "all at the limit": 1.0,
+            "all at minus the limit": -1.0,
+            "signs in turn": 1.0 - 2.0 * (np.arange(size) % 2),
+        }
+        weights = np.full(size, LARGEST, np.float32) * np.float32(signs[pattern])
+        settings = self.PRIVATE | {"training": {"optimizer": "sgd", "weight_decay": 0.0}}
+        answer = desk.ask(settings=settings, arrays={"weights": weights})
+        reply, config = messages.unpack_reply(answer.content), desk.base(settings)
+        delta = wire.CODECS["float32"].decode(reply.arrays, size)
+        noise = private.terms(desk.gate.hospital, config, task_of(config.task)).event.noise_multiplier
+        most = config.training.learning_rate * config.privacy.clip_norm * (1 + noise * (np.sqrt(size) + 5) / 60)
+        assert np.isfinite(delta).all()
+        assert np.linalg.norm(delta) <= most + np.sqrt(size) * np.spacing(np.float32(LARGEST))
+        assert desk.gate.hospital.ledger.table(1e-4)[0].charges == 1
+        beyond = desk.ask(settings=settings, arrays={"weights": weights * np.float32(1.001)}, number=2)
+        assert refused(beyond) == (REFUSED, "range")
+        assert desk.gate.hospital.ledger.table(1e-4)[0].charges == 1
 
     def test_the_budget_of_the_site_ends_it_whatever_the_run_says(self, desk):
         desk.rule("budget = 10.0", "budget = 1.5")

@@ -13,10 +13,12 @@ from contextlib import suppress
 
 import pytest
 
+import client.ledger
 import fedward
 from client import site
 from client.ledger import Budget, Ledger, Question, read, whole
 from common.errors import DataError, PolicyRefused
+from common.privacy import accountant
 from common.privacy.accountant import epsilon
 from common.privacy.events import Event
 
@@ -65,6 +67,37 @@ class TestCharges:
         # Asked again it is charged again, since the noise that it had is gone.
         assert ledger.reserve(question(), EVENT) != first
         assert [row.charges for row in ledger.table(1e-5)] == [3]
+
+    def test_when_a_run_ends_its_keys_are_erased_and_those_of_other_runs_are_not(self, path):
+        ledger = Ledger(path)
+        first, other = ledger.reserve(question(), EVENT), ledger.reserve(question(run="other"), EVENT)
+        ledger.finish("run")
+        assert first not in path.read_bytes()
+        assert ledger.reserve(question(run="other"), EVENT) == other
+        assert ledger.spent(1e-5) == epsilon([EVENT, EVENT], 1e-5)
+        assert ledger.reserve(question(), EVENT) != first
+
+    def test_keys_of_runs_that_nobody_ended_are_erased_after_a_week(self, path, monkeypatch):
+        ledger = Ledger(path)
+        first = ledger.reserve(question(), EVENT)
+        ledger.finish()
+        assert ledger.reserve(question(), EVENT) == first
+        monkeypatch.setattr(client.ledger, "KEY_DAYS", -1)
+        ledger.finish()
+        assert first not in path.read_bytes()
+
+    def test_a_charge_composes_nothing_of_earlier_runs_anew(self, path, monkeypatch):
+        composed, real = [], accountant._distribution
+        monkeypatch.setattr(accountant, "_distribution", lambda *given: composed.append(given) or real(*given))
+        ledger = Ledger(path, lambda: Budget(50.0, 1e-5))
+        for run in range(10):
+            ledger.reserve(question(run=f"earlier {run}"), Event(20.0 + run, 0.1, 5))
+        before = len(composed)
+        for number in range(5):
+            ledger.reserve(question(number), Event(31.0, 0.1, 5))
+            ledger.spent(1e-5)
+        assert len(composed) - before == 5
+        assert Ledger(path).spent(1e-5) == ledger.spent(1e-5)
 
     def test_it_spans_runs_and_tells_studies_and_tasks_apart(self, path):
         Ledger(path).reserve(question(study="sepsis"), EVENT)
@@ -205,3 +238,16 @@ class TestForPeople:
         with read(tmp_path / "copy") as opened:
             assert opened.spent(1e-5) == ledger.spent(1e-5)
         assert site.BACKUP.readings[path.name] is whole
+
+    def test_a_backup_has_no_key(self, path):
+        ledger = Ledger(path)
+        key = ledger.reserve(question(), EVENT)
+        with whole(path) as (content, _):
+            assert key not in content.read()
+        assert key in path.read_bytes()
+        assert ledger.reserve(question(), EVENT) == key
+
+    def test_what_is_no_ledger_has_no_backup(self, path):
+        path.write_bytes(b"no ledger" * 1000)
+        with pytest.raises(DataError, match="cannot be read"), whole(path):
+            pass

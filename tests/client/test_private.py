@@ -1,5 +1,8 @@
 """Training under differential privacy at a hospital: the update is the textbook's, its noise the ledger's, and what would break the claim is refused."""
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -8,16 +11,17 @@ from scipy import stats
 
 from client import private
 from client.hospital import Hospital
-from client.ledger import Budget, Ledger
+from client.ledger import Budget, Ledger, read
 from client.worker import Worker
 from common import wire
 from common.errors import ConfigError, PolicyRefused, UpdateRejected
 from common.messages import STATISTICS, TRAIN, Request, group, run_text
 from common.network import dumps, initial
 from common.privacy import accountant
+from common.privacy.accountant import epsilon
 from common.privacy.events import from_text
 from common.privacy.noise import Source
-from common.tasks import task_of
+from common.tasks import read_run, task_of
 from tests.conftest import patients
 
 KEY = bytes(range(32))
@@ -237,8 +241,27 @@ class TestSteps:
 
     @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
     def test_other_optimisers_only_see_noised_gradients(self, config, optimizer):
-        reply, weights, _ = ask(config(SGD, training={"optimizer": optimizer}), hospital())
-        assert np.isfinite(delta_of(reply, len(weights))).all()
+        """A plain loop that gives them the noised mean, and nothing else, ends at the same weights."""
+        run, at = config(SGD, training={"optimizer": optimizer}), hospital()
+        reply, weights, examples = ask(run, at)
+        terms, source = private.terms(at, run, task_of(run.task)), Source(KEY)
+        drawn = private.samples(private.units_of(at, run), terms, source)
+        normals = source.normals(terms.event.count * len(weights)).reshape(-1, len(weights))
+        at_end, moved = np.flatnonzero(drawn.ends), weights.astype(np.float64)
+        first, second = np.zeros_like(moved), np.zeros_like(moved)
+        for step, (start, last) in enumerate(zip([0, *at_end[:-1] + 1], at_end, strict=True)):
+            rows = drawn.rows[start : last + 1].ravel()
+            each = gradients(moved, examples)[rows[rows >= 0]]
+            each *= np.minimum(1, 1 / np.linalg.norm(each, axis=1))[:, None]
+            noised = (each.sum(0) + terms.event.noise_multiplier * normals[step]) / 12
+            if optimizer == "momentum":
+                first = run.training.momentum * first + noised
+                moved -= 0.4 * first
+            else:
+                first, second = 0.9 * first + 0.1 * noised, 0.999 * second + 0.001 * noised**2
+                unbiased = np.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
+                moved -= 0.4 * unbiased * first / (np.sqrt(second) + 1e-7)
+        np.testing.assert_allclose(delta_of(reply, len(weights)), moved - weights, atol=2e-3)
 
 
 class TestWhatLeaves:
@@ -309,3 +332,46 @@ class TestRefused:
         monkeypatch.setattr(private, "MOST_NUMBERS", 100)
         with pytest.raises(ConfigError, match="GiB of noise in a round"):
             ask(config(SGD), hospital())
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from client.ledger import Ledger
+from tests.client.test_private import ask, endless, hospital, replace
+at = replace(hospital(), ledger=Ledger(Path(sys.argv[1]), key=lambda _: bytes(32)))
+ask(endless(), at)
+"""
+
+
+def endless():
+    """Return settings of a run whose rounds take long, charged as one of many steps."""
+    training = {"batch_size": 12, "epochs": 10_000, "learning_rate": 0.01, "compile": "graph"}
+    task = {"name": "heart", "model": "logistic"}
+    return read_run({"task": task, "rounds": 3, "privacy": SGD, "training": training})
+
+
+def test_a_worker_that_is_killed_while_it_trains_leaves_the_charge_as_spent(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 120
+        charges = []
+        while not charges and time.monotonic() < end:
+            assert process.poll() is None
+            time.sleep(0.1)
+            charges = charges_of(path)
+        time.sleep(0.5)  # it draws and trains by now
+        assert process.poll() is None
+        process.kill()
+    ledger = Ledger(path)
+    (row,) = ledger.table(1e-4)
+    assert (row.charges, row.unused) == (1, 1)
+    event = private.terms(hospital(), endless(), task_of(endless().task)).event
+    assert ledger.spent(1e-4) == row.epsilon == epsilon([event], 1e-4) > 0
+
+
+def charges_of(path):
+    if not path.exists():
+        return []
+    with read(path) as opened:
+        return opened.table(1e-4)

@@ -22,10 +22,10 @@ from client.private import shared_noise
 from client.secagg import InMemory, Shield
 from client.worker import Worker
 from common import flower, messages
-from common.errors import FedwardError, QuorumError
+from common.errors import QuorumError
 from common.messages import COMPARE, EVALUATE, KEYS, SHARES, TRAIN, run_text
 from common.privacy.events import from_text
-from common.secagg import fixed, keys, protocol
+from common.secagg import fixed
 from common.secagg.protocol import Session
 from server import rounds
 from server.plan import Plan
@@ -212,22 +212,6 @@ class TestInMemory:
 
 
 class TestShield:
-    def test_after_different_lists_no_new_keys_are_shown_in_the_run(self):
-        identity = virtual.shields(["a"], bytes(32))[0].identity()
-        session, _ = Session.begin(identity, b"run")
-        session.ended = True
-        with pytest.raises(FedwardError, match="showed different lists"):
-            Session.begin(identity, b"run", session)
-
-    def test_new_keys_do_not_forget_the_list_that_was_shown(self):
-        identity = virtual.shields(["a"], bytes(32))[0].identity()
-        session, _ = Session.begin(identity, b"run")
-        session.echo = bytes(range(protocol.ECHO))
-        again, card = Session.begin(identity, b"run", session)
-        assert again.echo == session.echo
-        assert again.agreement != session.agreement
-        keys.check(card, b"run", identity.authority)
-
     def test_noise_that_is_shared_out_is_in_the_sum_as_the_run_claims(self, federation):
         """The same round without the parts differs by a Gaussian of the deviation that follows from epsilon, raised by the fourth part of which three are enough."""
         from simulations.engines import grid_of

@@ -5,13 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from common.config import Choice
 from common.errors import ConfigError, UpdateRejected
 from common.messages import Reply
 from common.privacy.accountant import epsilon
-from common.privacy.events import Event, from_text
+from common.privacy.calibrate import statistics_event
+from common.privacy.events import Event, from_text, to_text
 from common.update import Update
 from server import checks, privacy
 from server.plan import Plan
+from server.records import Member, Part, RoundRecord
 
 KEY = bytes(range(32))
 SIZE, MANY = 5, 1000
@@ -121,11 +124,16 @@ class TestRefused:
             plan(delta=0.01).strategy.init(np.zeros(SIZE, np.float32), 200)
 
 
+def round_record(events):
+    told = {name: to_text(event) for name, event in events.items()}
+    return RoundRecord(1, [], [], [], 0, 0, 0.0, 1, None, None, 0.0, events=told)
+
+
 class TestAccount:
     def test_what_hospitals_say_they_released_is_composed_for_each(self, federation):
         plan = Plan(federation.config({"privacy": {"epsilon": 2.0}, "rounds": 3}))
         outcome = federation.run({"privacy": {"epsilon": 2.0, "delta": 1e-4}, "rounds": 2})
-        account = privacy.spent(plan.config, outcome.rounds, 4)
+        account = privacy.spent(plan.config, outcome.rounds, outcome.members)
         assert account["unit"] == "record"
         assert account["relation"] == "add or remove one"
         for name, spent in account["spent"].items():
@@ -133,15 +141,30 @@ class TestAccount:
             assert spent["epsilon"] == epsilon(events, 1e-5)
             assert spent["rounds"] == 2
 
+    def test_sums_that_prepared_the_data_with_noise_are_composed_too_also_of_who_never_trained(self, federation):
+        config = federation.config({"privacy": {"epsilon": 2.0, "statistics": 0.25}})
+        plan = Plan(replace(config, task=Choice("notes")))
+        first, later = statistics_event(plan.config.privacy), Event(3.0, 0.5, 2)
+        members = [Member(name, *(Part(1, [1]),) * 3) for name in ("east", "west")]
+        rounds = [round_record({"east": later}), round_record({"east": later, "gone": later})]
+        account = privacy.spent(plan.config, rounds, members)["spent"]
+        assert {name: row["rounds"] for name, row in account.items()} == {"east": 2, "gone": 1, "west": 0}
+        assert account["east"]["epsilon"] == epsilon([first, later, later], 1e-5)
+        assert account["gone"]["epsilon"] == epsilon([first, later], 1e-5) > epsilon([later], 1e-5)
+        assert account["west"]["epsilon"] == pytest.approx(0.5, rel=2e-3)
+        assert account["west"]["events"] == [to_text(first)]
+        without = replace(plan.config, privacy=replace(plan.config.privacy, statistics=0.0))
+        assert "west" not in privacy.spent(without, rounds, members)["spent"]
+
     def test_the_coordinators_own_is_apart(self, federation, plan):
         outcome = federation.run({"privacy": {"unit": "hospital", "epsilon": 8.0}, "rounds": 2})
-        account = privacy.spent(plan().config, outcome.rounds, 4)
+        account = privacy.spent(plan().config, outcome.rounds, outcome.members)
         assert account["noise_by"] == "the coordinator"
         assert list(account["spent"]) == ["*"]
         assert not any(record.events for record in outcome.rounds)
 
     def test_without_privacy_there_is_none(self, federation):
-        assert privacy.spent(federation.config(), [], 4) == {}
+        assert privacy.spent(federation.config(), [], []) == {}
 
     @pytest.mark.parametrize("text", ["", "[0, 1, 1]", "nonsense"])
     def test_a_hospital_that_does_not_say_what_it_released_is_dropped(self, federation, text):

@@ -11,7 +11,7 @@ from common.config import SecureConfig
 from common.errors import ConfigError, QuorumError
 from common.messages import EVALUATE, KEYS, SHARES, TRAIN
 from server.plan import Plan
-from server.secagg import TOGETHER
+from server.secagg import TOGETHER, SecureSums
 
 SECURE = {"secure": {"aggregation": True}}
 PART = {"limits": {"quorum": 0.75, "retries": 0}}
@@ -110,6 +110,14 @@ class TestSeen:
             rounds = len(secure.rounds)
             assert kinds == {"query.statistics": 1, KEYS: 1, TRAIN: rounds, EVALUATE: 1, SHARES: 1 + rounds + 1}
 
+    def test_where_one_drops_out_the_others_sign_who_is_left_which_is_one_more(self, federation):
+        told = {hospital.name: [] for hospital in federation.hospitals}
+        scripts = {name: watching(exchanged) for name, exchanged in told.items()}
+        scripts["south"] = failing(lambda kind, number, _: kind == TRAIN and number == 2)
+        rounds = len(federation.run(SECURE | PART, scripts).rounds)
+        kinds = Counter(message.metadata.message_type for message, _ in told["north"])
+        assert kinds[SHARES] == 1 + rounds + 1 + 1
+
     def test_masked_vectors_look_uniform_and_never_alike(self, told, secure):
         sent = [
             messages.unpack_reply(reply.content).arrays["masked"]
@@ -205,6 +213,51 @@ class TestDropOuts:
 
         outcome = federation.run(SECURE | PART, {"south": script})
         assert [(row.hospital, row.reason) for row in outcome.rounds[0].dropped] == [("south", "shape")]
+
+    @pytest.mark.parametrize("signature", ["", "no base64", "AAAA", "A" * 86 + "=="])
+    def test_one_that_does_not_sign_who_was_there_is_left_out(self, federation, signature):
+        def script(message, answer):
+            reply = answer()
+            if message.metadata.message_type == TRAIN and message.content["config"]["server-round"] == 1:
+                reply.content["config"][messages.SIGNATURE] = signature
+            return reply
+
+        outcome = federation.run(SECURE | PART, {"south": script})
+        assert [(row.hospital, row.reason) for row in outcome.rounds[0].dropped] == [("south", "survivors")]
+        assert outcome.rounds[0].answered == ["east", "north", "west"]
+
+    def test_who_answered_but_not_when_it_was_to_sign_is_in_the_sum(self, federation):
+        """One drops out of round 2, of the three others the list is signed by all; with a further one gone nothing is opened."""
+        gone = failing(lambda kind, number, _: kind == TRAIN and number == 2)
+        silent = failing(lambda kind, _, count: kind == SHARES and count == 3)
+        with pytest.raises(QuorumError, match="round 2"):
+            federation.run(SECURE | PART, {"south": gone, "west": silent})
+        wide = {"secure": {"aggregation": True, "threshold": 0.51}, "limits": {"quorum": 0.5, "retries": 0}}
+        five = federation.run(wide | {"rounds": 1}, {"south": gone, "west": silent})
+        assert len(five.rounds[0].answered) == 4
+
+    def test_a_coordinator_that_tells_one_hospital_another_list_gets_nothing_of_it(
+        self, federation, monkeypatch, caplog
+    ):
+        """It says to east alone that south has dropped out, and to the others that all are there."""
+        real = SecureSums._request
+
+        def lie(sums, channel, name, closing):
+            content = real(sums, channel, name, closing)
+            if closing and name == "east":
+                content["config"]["survivors"] = "east\nnorth\nwest"
+                content["arrays"] = wire.to_record(
+                    {
+                        array: rows[:3] if array == "signatures" else rows
+                        for array, rows in wire.from_record(content["arrays"]).items()
+                    }
+                )
+            return content
+
+        monkeypatch.setattr(SecureSums, "_request", lie)
+        outcome = federation.run(SECURE | PART | {"rounds": 1})
+        assert len(outcome.rounds[0].answered) == 4
+        assert "0 hospitals have signed the list of survivors" in caplog.text
 
     def test_an_update_beyond_the_range_is_refused_before_anything_is_sent(self, federation):
         settings = {"secure": {"aggregation": True, "magnitude": 1e-6}}

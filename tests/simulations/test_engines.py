@@ -5,10 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from client.ledger import Ledger
 from common import flower
+from common.config import merge
+from common.privacy.events import from_text
+from server import coordinator, rounds
 from server.plan import Plan
 from server.records import sha256
+from simulations import deploy
 from simulations.engines import ENGINES
 from simulations.hospitals import contexts, populate
 from simulations.local_grid import LocalGrid
@@ -126,3 +132,49 @@ def test_ray_and_local_agree(local, tmp_path):
     outcome = play(tmp_path, "ray")
     np.testing.assert_allclose(outcome.model.weights, local.model.weights, atol=1e-5)
     assert [record.asked for record in outcome.rounds] == [record.asked for record in local.rounds]
+
+
+SECURE = {
+    "task": {"name": "heart", "model": "logistic"},
+    "strategy": "fedavg",
+    "secure": {"aggregation": True, "examples": 300},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_secure_sum_over_real_processes_is_that_of_one_process_bit_for_bit(tmp_path_factory):
+    over = merge(TABLES, SECURE)
+    here, there = (play(tmp_path_factory.mktemp(engine), engine, **over) for engine in ("local", "deploy"))
+    assert sha256(here.model.weights) == sha256(there.model.weights)
+    assert [record.answered for record in here.rounds] == [record.answered for record in there.rounds]
+    assert not any(record.dropped for record in there.rounds)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_noise_that_is_shared_over_real_processes_is_that_much_and_charged_at_each_hospital(tmp_path):
+    """Hospitals draw it from their systems: two such sums differ by twice the variance that the events claim."""
+    privacy = {"epsilon": 1.0, "delta": 1e-4, "method": "full", "noise": "shared"}
+    training = {"optimizer": "sgd", "learning_rate": 0.4, "compile": "graph", "weight_decay": 0.0}
+    scenario = read(merge(TABLES, SECURE), {"rounds": 1, "privacy": privacy, "training": training})
+    population = populate(scenario)
+    plan = Plan(scenario.run, cohort=tuple(population.names))
+    local = []
+    ENGINES["local"](scenario, population, plan, tmp_path, lambda _: None, local.append)
+    with (
+        deploy.running(population, plan.task) as federation,
+        coordinator.grid(coordinator.place_of(federation), plan) as grid,
+    ):
+        outcome = rounds.run(grid, plan)
+        spent = [
+            opened.table(1e-4) for path in federation.folder.parent.glob("*/ledger.sqlite") for opened in [Ledger(path)]
+        ]
+    assert [[(row.charges, row.unused) for row in table] for table in spent] == [[(1, 0)]] * len(population.names)
+    (events,) = [record.events for record in outcome.rounds]
+    assert sorted(events) == population.names
+    difference = outcome.model.weights.astype(np.float64) - local[0].model.weights
+    moved = 0.4 / 300 + len(difference) ** 0.5 * len(population.names) * 16 / 2**30
+    patients = sum(member.train.rows for member in outcome.members)
+    sigma = from_text(events[population.names[0]]).noise_multiplier * moved * (4 / 3) ** 0.5 * 300 / patients
+    assert stats.kstest(difference / (sigma * 2**0.5), "norm").pvalue > 0.001

@@ -10,7 +10,8 @@ from flwr.app import Message
 from common import flower, messages, wire
 from common.messages import Reply
 from server.records import sha256
-from simulations.hospitals import populate, seat_for
+from simulations.attacks.attack import Tap, train
+from simulations.hospitals import SCALE, populate, seat_for, seats_of
 from simulations.scenario import FaultsConfig, read
 
 SEED = 5
@@ -49,6 +50,22 @@ def outcomes(federation, rounds=400, seed=SEED, attempt=0, kind=messages.TRAIN, 
                 (values,) = wire.from_record(answer.content["arrays"]).values()
                 seen.append("nan" if np.isnan(values).any() else "good")
     return seen
+
+
+def test_a_hospital_that_poisons_sends_its_update_turned_round_and_ten_times_as_large(federation):
+    """Half of the hospitals, the same ones in every round; the others send what they have."""
+
+    def deltas(**faults):
+        seats = seats_of(federation.hospitals, federation.worker, bytes(32), FaultsConfig(**faults), SEED)
+        heard = [Tap(seat, hospital.name) for seat, hospital in zip(seats, federation.hospitals, strict=True)]
+        train(federation.config({"rounds": 1}), heard)
+        return {tap.name: tap.heard[0].update for tap in heard}
+
+    honest, poisoned = deltas(), deltas(scaled_updates=0.5)
+    turned = [name for name in honest if np.allclose(poisoned[name], SCALE * honest[name], rtol=1e-5)]
+    assert len(turned) == 2
+    for name in set(honest) - set(turned):
+        np.testing.assert_array_equal(poisoned[name], honest[name])
 
 
 @pytest.mark.parametrize(("fault", "reason"), [("dropouts", "dropout"), ("stragglers", "late"), ("nan_updates", "nan")])

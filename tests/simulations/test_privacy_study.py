@@ -14,7 +14,20 @@ from scipy import stats
 import fedward
 from common.intervals import Estimate
 from simulations import privacy_report as report
-from simulations.privacy_study import HOSPITAL, NONE, Line, lines_of, mean, share, verdicts
+from simulations.privacy_study import (
+    CENTRAL,
+    ENOUGH,
+    HOSPITAL,
+    NONE,
+    Line,
+    lines_of,
+    mean,
+    planned,
+    settings_of,
+    share,
+    verdicts,
+)
+from simulations.scenario import find
 
 COMMAND = [
     "privacy",
@@ -101,6 +114,62 @@ class TestLeaves:
         body = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
         assert len(body) == 4
         assert len({line.count(" & ") for line in body}) == 1
+
+
+class TestArms:
+    """Which runs a study has."""
+
+    def arms(self, hospitals):
+        tables = {
+            "task": {"name": "heart"},
+            "simulation": {"dataset": "heart", "partition": "iid", "hospitals": hospitals},
+        }
+        return planned(*settings_of(tables), [1.0, math.inf], 1)
+
+    @pytest.mark.parametrize(("hospitals", "central"), [(4, False), (ENOUGH - 1, False), (ENOUGH, True)])
+    def test_central_noise_is_among_them_where_there_are_enough_hospitals(self, hospitals, central):
+        cells = {cell.arm: cell.scenario.run for cell in self.arms(hospitals)}
+        assert (CENTRAL in cells) is central
+        assert set(cells) - {CENTRAL} == {NONE, "masked", HOSPITAL, "shared"}
+        if central:
+            run = cells[CENTRAL]
+            assert (run.privacy.unit, run.privacy.at_coordinator, run.secure.aggregation) == ("hospital", True, False)
+            assert run.privacy.delta == cells[HOSPITAL].privacy.delta
+            assert run.rounds == cells[NONE].rounds
+
+    def test_a_private_scenario_has_its_own_settings_and_is_held_against_its_tasks(self):
+        own, plain = (planned(*settings_of(find(name)), [1.0, math.inf], 1) for name in ("heart-private", "heart"))
+        assert [cell.scenario.run.training for cell in own] == [cell.scenario.run.training for cell in plain]
+        assert [cell.scenario.run.rounds for cell in own] == [cell.scenario.run.rounds for cell in plain]
+        rounds = {cell.arm: cell.scenario.run.rounds for cell in own}
+        assert rounds[HOSPITAL] == 10 < rounds[NONE]
+
+    def test_the_page_says_whether_there_was_central_noise(self, out):
+        assert "among 4 of them its noise leaves nothing of a model" in (out / report.PAGE).read_text(encoding="utf-8")
+
+    @pytest.mark.slow
+    def test_central_noise_is_trained_with_and_attacked(self, tmp_path):
+        words = ("--set", "simulation.partition=iid", "--set", f"simulation.hospitals={ENOUGH}")
+        assert play(tmp_path, *words, "--epsilon", "8") == 0
+        rows = [
+            row for row in csv.DictReader((tmp_path / report.CSV).read_text().splitlines()) if row["noise"] == CENTRAL
+        ]
+        assert {row["attack"] for row in rows} == {"utility", "membership"}
+        assert "for one *hospital* added or removed" in (tmp_path / report.PAGE).read_text(encoding="utf-8")
+
+
+def test_pictures_have_the_originals_above_what_was_found(tmp_path):
+    """White above, black below, as the picture has it."""
+    from PIL import Image
+
+    pairs = [(np.full((28, 28, 1), 255.0), np.zeros((28, 28, 1)))] * 3
+    report.save_pictures(pairs, tmp_path / "pair.png", synthetic=True)
+    with Image.open(tmp_path / "pair.png") as opened:
+        image = np.asarray(opened.convert("L"))
+    dark = (image < 10).mean(axis=1)
+    height = len(dark)
+    assert dark[: height // 2].max() < 0.2
+    assert dark[height // 2 :].max() > 0.6
 
 
 class TestGoingOn:

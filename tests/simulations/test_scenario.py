@@ -1,9 +1,12 @@
 """Scenarios: found, read, written, and turned into hospitals whose patients are all there, once."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fedward
 from common.errors import ConfigError, UsageError
 from simulations import scenario as scenarios
 from simulations.hospitals import populate
@@ -157,3 +160,39 @@ def test_a_scenario_is_one_value():
     assert read(HEART) == read(HEART)
     assert hash(read(HEART)) == hash(read(HEART))
     assert scenarios.names() == sorted(scenarios.names())
+
+
+SHORT = ("--rounds", "1", "--set", "simulation.comparators=false", "--set", "simulation.workers=1")
+
+
+class TestStudies:
+    """The scenarios of studies, in their short form."""
+
+    def play(self, tmp_path, name, *words):
+        assert fedward.main(["simulate", name, *SHORT, *words, "--out", str(tmp_path)]) == 0
+        (path,) = tmp_path.glob("*/run.json")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    @pytest.mark.parametrize("noise", ["hospital", "shared"])
+    def test_heart_has_noise_of_each_hospital_or_shares_it(self, tmp_path, noise):
+        words = ("--set", "task.model=logistic", "--set", "training.compile=graph", "--set", f"privacy.noise={noise}")
+        account = self.play(tmp_path, "heart-private", *words)["privacy"]
+        assert account["noise_by"] == ("each hospital" if noise == "hospital" else "all hospitals together")
+        assert all(0 < row["epsilon"] <= 1 for row in account["spent"].values())
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("name", "stand_in"), [("notes", "notes-synthetic"), ("pneumonia", "pneumonia-synthetic")])
+    def test_notes_and_images_spend_what_they_claim(self, tmp_path, name, stand_in):
+        account = self.play(tmp_path, f"{name}-private", "--set", f"simulation.dataset={stand_in}")["privacy"]
+        vocabulary = 1 if name == "notes" else 0
+        assert all(len(row["events"]) == 1 + vocabulary for row in account["spent"].values())
+        assert all(0 < row["epsilon"] <= account["target"] for row in account["spent"].values())
+
+    def test_poison_turns_a_mean_and_leaves_a_median(self, tmp_path):
+        words = ("--set", "task.model=logistic", "--set", "training.compile=graph", "--set", "rounds=6")
+        found = {
+            rule: self.play(tmp_path / rule, "heart-poisoned", *words, "--set", f"strategy.name={rule}")
+            for rule in ("fedavg", "median")
+        }
+        worth = {rule: record["results"]["federated"]["pooled"]["auroc"][0] for rule, record in found.items()}
+        assert worth["median"] > worth["fedavg"] + 0.1

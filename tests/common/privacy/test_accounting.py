@@ -143,3 +143,40 @@ class TestTerms:
     def test_delta_must_be_below_one_over_the_count(self):
         with pytest.raises(ConfigError, match=r"1e-05 is not below 1/100000 = 1e-05"):
             self.terms(100_000)
+
+
+class TestMemory:
+    """What is old in a history is not composed anew, and the result is the same to the last bit."""
+
+    @given(st.lists(EVENTS, min_size=1, max_size=6), st.lists(st.integers(0, 5), min_size=1, max_size=6))
+    @settings(max_examples=4, deadline=None)
+    def test_it_changes_nothing(self, kinds, order):
+        memory, history = accountant.Memory(), []
+        for place in order:
+            history.append(kinds[place % len(kinds)])
+            assert accountant.epsilon(history, 1e-5, memory=memory) == accountant.epsilon(history, 1e-5)
+
+    @pytest.mark.parametrize("runs", [3, 12])
+    def test_another_charge_composes_what_is_new_alone(self, runs, monkeypatch):
+        composed, real = [], accountant._distribution
+        monkeypatch.setattr(accountant, "_distribution", lambda *given: composed.append(given) or real(*given))
+        memory = accountant.Memory()
+        history = [Event(20.0 + number, 0.1, 5) for number in range(runs)]
+        for charge in range(6):
+            history.append(Event(30.5, 0.1, 5))
+            accountant.epsilon(history, 1e-5, memory=memory)
+            accountant.epsilon(history, 1e-5, memory=memory)  # to say what is spent
+            assert len(composed) == runs + 1 + charge
+
+    @given(st.lists(EVENTS, min_size=1, max_size=4))
+    @settings(max_examples=4, deadline=None)
+    def test_it_composes_as_the_accountant_of_dp_accounting_does(self, events):
+        import dp_accounting as dp
+
+        oracle = dp.pld.PLDAccountant(value_discretization_interval=2.0**-9)
+        for event in events:
+            release = dp.GaussianDpEvent(event.noise_multiplier)
+            sampled = dp.PoissonSampledDpEvent(event.sampling_rate, release)
+            oracle.compose(release if event.sampling_rate == 1.0 else sampled, event.count)
+        found = accountant.Memory().composed(tuple(accountant._merged(events).items()), 2.0**-9)
+        assert found.get_epsilon_for_delta(1e-5) == pytest.approx(oracle.get_epsilon(1e-5), rel=1e-3, abs=1e-3)

@@ -41,6 +41,7 @@ class Play:
         self.cards = [card for _, card in begun]
         for session in self.sessions.values():
             session.join(self.cards, self.identities[0].authority)
+        self.signed = {}
         draw = np.random.default_rng(1)
         self.vectors = {name: draw.integers(0, 2**32, self.words, np.uint32) for name in self.sessions}
 
@@ -61,19 +62,30 @@ class Play:
 
     def cover(self, gathering, name):
         vector = self.vectors[name].copy()
-        self.sessions[name].cover(gathering.sum.label, gathering.packages, vector)
+        self.signed[name] = self.sessions[name].cover(gathering.sum.label, gathering.packages, vector)
         return vector
 
-    def reveal(self, gathering, name, survivors=None, **terms):
-        letters = gathering.letters(name)
-        return self.sessions[name].reveal(gathering.sum.label, survivors or gathering.survivors, letters, **terms)
+    def send(self, gathering, *names):
+        for name in names:
+            gathering.add(name, self.cover(gathering, name), self.signed[name])
+
+    def agree(self, gathering, survivors=None, names=None):
+        """Have hospitals sign a list of survivors; return the signatures."""
+        survivors = survivors or gathering.survivors
+        label = gathering.sum.label
+        return {name: self.sessions[name].agree(label, survivors) for name in names or survivors}
+
+    def reveal(self, gathering, name, survivors=None, signatures=None, **terms):
+        survivors, letters = survivors or gathering.survivors, gathering.letters(name)
+        signatures = gathering.signatures if signatures is None else signatures
+        return self.sessions[name].reveal(gathering.sum.label, survivors, signatures, letters, **terms)
 
     def add_up(self, label="1.0", undealt=(), unsent=(), silent=()):
         """Make a sum in which hospitals drop out at every stage; return it and what it ought to be."""
         gathering = self.deal(label, undealt)
-        for name in self.names:
-            if name not in (*undealt, *unsent):
-                gathering.add(name, self.cover(gathering, name))
+        self.send(gathering, *(name for name in self.names if name not in (*undealt, *unsent)))
+        if not gathering.whole:
+            gathering.signatures.update(self.agree(gathering))
         revealed = {name: self.reveal(gathering, name) for name in gathering.survivors if name not in silent}
         ought = np.sum([self.vectors[name] for name in gathering.survivors], axis=0, dtype=np.uint32)
         return gathering.total(revealed), ought

@@ -49,4 +49,6 @@ class TestShadows:
         scores, inside = models(4, 50, np.random.default_rng(4))
         inside[:, 0], inside[:, 1] = True, False
         for attack in (rmia, lira):
-            assert np.isfinite(attack(scores[0], scores, inside)).all()
+            found = attack(scores[0], scores, inside)
+            assert found.min() <= found[:2].min() <= found[:2].max() <= found.max()
+            assert np.ptp(found) > 0
