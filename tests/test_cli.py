@@ -220,7 +220,6 @@ class TestOneClass:
                 table,
                 records=take(table.records, kept),
                 label=table.label[kept],
-                patient=table.patient[kept],
                 hospital=table.hospital[kept],
             )
 
