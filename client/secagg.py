@@ -19,6 +19,7 @@ from common.secagg import fixed, keys
 from common.secagg.fixed import Noise
 from common.secagg.keys import Identity
 from common.secagg.protocol import Session, refused
+from common.tasks import task_of
 
 MOST_RUNS = 8
 """Runs whose keys are held at a time, the newest."""
@@ -155,7 +156,7 @@ def _covered(
         request.config,
         kind,
         len(present),
-        len(request.arrays["weights"]),
+        fixed.size_of(request.config, request.arrays["weights"]),
         controls=controls,
         judged=bool(options.get("evaluate", True)),
     )
@@ -165,7 +166,8 @@ def _covered(
     noise = shield.noise(request, plain, session.smallest)
     if request.config.privacy.shared and kind == TRAIN and noise is None:
         raise refused("session", "the run has hospitals share the noise, and this one has none to add")
-    words = frame.write({**plain.statistics, **counts}, vectors, 1.0 if controls else counted / most, noise)
+    weight = 1.0 if controls or task_of(request.config.task).learner else counted / most
+    words = frame.write({**plain.statistics, **counts}, vectors, weight, noise)
     session.cover(str(options["sum"]), packages, words, request.digest)
     # What was released of how many patients is public, as their count is.
     return Reply({"masked": words}, texts={name: text for name, text in plain.texts.items() if name == "event"})

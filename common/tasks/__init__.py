@@ -7,7 +7,9 @@ from typing import Any, Protocol
 from common.config import Choice, RunConfig, merge, parse
 from common.tasks.heart import Heart
 from common.tasks.notes import Notes
+from common.tasks.peptides import Peptides
 from common.tasks.pneumonia import Pneumonia
+from common.tasks.splice import Splice
 from common.tasks.task import Task
 
 
@@ -22,6 +24,8 @@ TASKS: dict[str, type[Recipe]] = {
     "heart": Heart,
     "pneumonia": Pneumonia,
     "notes": Notes,
+    "splice": Splice,
+    "peptides": Peptides,
 }
 
 

@@ -68,6 +68,19 @@ def _softmax(outputs: NDArray[np.float32]) -> Scores:
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
+def squared_hinge(labels: Any, outputs: Any) -> Any:
+    """Return the squared hinge loss of every class against all others, ``(n,)``: an SVM's, in its primal form (Chapelle 2007, section 2)."""
+    import tensorflow as tf
+
+    signs = 2.0 * tf.one_hot(labels, tf.shape(outputs)[1], dtype=outputs.dtype) - 1.0
+    return tf.reduce_sum(tf.square(tf.nn.relu(1.0 - signs * outputs)), axis=1)
+
+
+def squared_margins(outputs: NDArray[np.float32]) -> Scores:
+    """Return scores that sum to 1 and order the classes as their margins do."""
+    return _softmax(2.0 * outputs)
+
+
 _METRICS: dict[str, Any] = {
     "summarise": metrics.summarise,
     "values": metrics.values,
