@@ -67,10 +67,14 @@ class Plan:
                 f"privacy.noise: 'shared' covers one vector that is summed, and {self.config.strategy.name!r} has hospitals keep or send more; take another strategy, or set privacy.noise to 'hospital'"
             )
         if self.config.secure.aggregation:
-            _check_secure(self.config, strategy, self.cohort)
+            _check_secure(self.config, strategy, len(self.cohort) or self.expected)
         if self.task.learner:
             _check_learner(self.config)
             return fitted.by_sums(self.task.learner, self.config.seed)
+        if self.task.objective.coupled and self.config.privacy.at_hospitals:
+            raise ConfigError(
+                "privacy.unit: this task's loss compares patients with each other, so no clipping bounds what one of them does to a step; set it to 'hospital', or privacy.epsilon to inf"
+            )
         return self.hospital_privacy.around(strategy) if self.config.privacy.at_coordinator else strategy
 
     @cached_property
@@ -101,17 +105,21 @@ class Plan:
 def _check_learner(config: RunConfig) -> None:
     """Refuse what needs updates that move a model; raise `ConfigError`."""
     objections = {
-        f"strategy.name: {config.strategy.name!r} is a rule for averages; take 'fedavg'": config.strategy.name != "fedavg",
+        f"strategy.name: {config.strategy.name!r} is a rule for averages; take 'fedavg'": config.strategy.name
+        != "fedavg",
         f"update.codec: {config.update.codec!r} would change sums; take 'float32'": config.update.codec != "float32",
         "limits.update_norm: sums grow with a hospital's patients; set it to 0": config.limits.update_norm > 0,
-        "privacy.epsilon: no noise is added to these sums, so no epsilon holds; set it to inf": config.privacy.epsilon < float("inf"),
+        "privacy.epsilon: no noise is added to these sums, so no epsilon holds; set it to inf": config.privacy.epsilon
+        < float("inf"),
     }
     for objection, holds in objections.items():
         if holds:
-            raise ConfigError(f"{objection}, or choose another task.model; {config.task.name!r} fits this one by sums over patients")
+            raise ConfigError(
+                f"{objection}, or choose another task.model; {config.task.name!r} fits this one by sums over patients"
+            )
 
 
-def _check_secure(config: RunConfig, strategy: Strategy, cohort: tuple[str, ...]) -> None:
+def _check_secure(config: RunConfig, strategy: Strategy, hospitals: int) -> None:
     """Refuse what needs more than a sum; raise `ConfigError`."""
     name = config.strategy.name
     objections = {
@@ -121,8 +129,8 @@ def _check_secure(config: RunConfig, strategy: Strategy, cohort: tuple[str, ...]
         "privacy.unit: 'hospital' bounds every update by itself, and the coordinator sees none": config.privacy.at_coordinator,
         "limits.update_norm: the coordinator sees no update whose norm it could hold against a limit; set it to 0": config.limits.update_norm
         > 0,
-        f"{len(cohort)} hospitals are in the federation, and of a sum of fewer than {FEWEST} each knows the others' part": 0
-        < len(cohort)
+        f"secure.aggregation: {hospitals} hospitals are in the federation, and of a sum of fewer than {FEWEST} each knows the others' part": 0
+        < hospitals
         < FEWEST,
     }
     for objection, holds in objections.items():

@@ -233,9 +233,7 @@ def _mixed(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return keys ^ (keys >> np.uint64(31))
 
 
-def _by_tree(
-    trees: NDArray[np.int64], nodes: NDArray[np.int64]
-) -> Iterator[tuple[int, slice, NDArray[np.int64]]]:
+def _by_tree(trees: NDArray[np.int64], nodes: NDArray[np.int64]) -> Iterator[tuple[int, slice, NDArray[np.int64]]]:
     """Yield every tree, where its nodes lie in the list of all, and which they are."""
     starts = np.flatnonzero(np.diff(trees, prepend=-1))
     for start, end in zip(starts, np.append(starts, len(trees))[1:], strict=True):

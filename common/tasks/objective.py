@@ -23,6 +23,7 @@ class Objective:
     beside the labels; ``values`` are the metrics alone, ``compute`` the same with intervals. ``compare`` gives the statistics of two models on the same patients, in that order.
     ``label_shape`` is the shape of one patient's label (None where the preparation decides), ``width`` the columns of the scores where they are not the task's classes. ``headline`` is the metric that
     reports lead with, ``shown`` those that summaries show, ``criterion`` the one that early stopping lowers on validation patients.
+    ``coupled`` says that a patient's loss depends on the others of the batch, so that no clipping of single losses bounds what one patient does.
     """
 
     loss: Callable[[Any, Any], Any]
@@ -39,6 +40,7 @@ class Objective:
     label_dtype: str = "int32"
     label_shape: tuple[int | None, ...] = ()
     width: int = 0
+    coupled: bool = False
 
     def nobody(self, classes: int) -> tuple[Labels, Scores]:
         """Return the labels and scores of no patients, for a task of so many classes."""

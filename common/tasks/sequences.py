@@ -107,13 +107,13 @@ class Sequences:
     def summarise(self, records: Records) -> Statistics:
         """Count sequences by the share of every letter and by length, in bins of public ranges."""
         values = composition(self.codes(records), self.kind().alphabet)
-        return {"histogram": bins.histogram(values, *self.ranges())}
+        return {"count": bins.histogram(values, *self.ranges())}
 
     def fit(self, statistics: Statistics) -> Preparation:
         """Return, for shares and length, edges of bins for the forest, and mean and deviation for the svm."""
         if not self.composition:
             return {}
-        counts = statistics["histogram"]
+        counts = statistics["count"]
         mean, deviation = bins.moments(counts, *self.ranges())
         cuts = bins.edges(counts, *self.ranges(), BINS)
         return {"edges": cuts.tolist(), "mean": mean.tolist(), "scale": deviation.tolist()}
@@ -136,7 +136,9 @@ class Sequences:
         if self.model == "kmer":
             return Examples(words(codes, self.kind().alphabet, self.word), label)
         first = codes[:, : self.positions]
-        places = self.kind().alphabet.shares[first].reshape(len(codes), first.shape[1] * len(self.kind().alphabet.letters))
+        places = (
+            self.kind().alphabet.shares[first].reshape(len(codes), first.shape[1] * len(self.kind().alphabet.letters))
+        )
         values = composition(codes, self.kind().alphabet) if self.composition else np.zeros((len(codes), 0))
         if self.model == "forest":
             found = [(places > 0).astype(np.uint8) if self.kind().aligned else first]

@@ -11,6 +11,7 @@ from simulations.datasets.pneumonia import PNEUMONIA
 from simulations.datasets.pneumonia_synthetic import PNEUMONIA_SYNTHETIC
 from simulations.datasets.questions_zh import QUESTIONS_ZH
 from simulations.datasets.splice import SPLICE
+from simulations.datasets.tcga_brca import TCGA_BRCA
 
 DATASETS: dict[str, Dataset] = {
     "heart": HEART,
@@ -22,6 +23,7 @@ DATASETS: dict[str, Dataset] = {
     "pneumonia-synthetic": PNEUMONIA_SYNTHETIC,
     "questions-zh": QUESTIONS_ZH,
     "splice": SPLICE,
+    "tcga-brca": TCGA_BRCA,
 }
 
 
