@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 def histogram(values: Floats, low: Floats, high: Floats) -> Floats:
     """Count the values ``(n, columns)`` of every column in `FINE` bins of equal width over its range; what is beyond counts at the end, NaN nowhere.
 
-    >>> histogram(np.array([[0.0], [9.9], [np.nan]]), np.array([0.0]), np.array([10.0])).nonzero()[1].tolist()
+    >>> histogram(np.array([[0.0], [9.99], [np.nan]]), np.array([0.0]), np.array([10.0])).nonzero()[1].tolist()
     [0, 255]
     """
     share = (values - low) / (high - low)

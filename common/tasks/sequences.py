@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import FRACTION, POSITIVE, Range
+from common.config import POSITIVE, Range
 from common.network import seed_for
 from common.statistics import Statistics
 from common.tasks import bins

@@ -68,7 +68,7 @@ class Survival:
     model: Annotated[Literal["linear", "neural"], "Cox regression by Newton's method, or a network by gradients"] = (
         "linear"
     )
-    ridge: Annotated[float, Range(1e-6, 1e9), "penalty on the squares of the linear model's coefficients"] = 10.0
+    ridge: Annotated[float, Range(1e-6, 1e9), "penalty on the squares of the linear model's coefficients"] = 6.0
     hidden: Annotated[int, Range(1, 4096), "units of the network's hidden layer"] = 16
     dropout: Annotated[float, Range(0, 0.9), "share of the hidden units dropped in training"] = 0.3
 
@@ -94,7 +94,7 @@ class Survival:
         )
 
     def network(self, _preparation: Preparation) -> Any:
-        """Return the Keras model: standardised features in, the logarithm of the relative risk out."""
+        """Return the Keras model: centred features in, the logarithm of the relative risk out."""
         import keras
 
         inputs = hidden = keras.Input((len(COLUMNS),), name="features")
@@ -118,15 +118,15 @@ def summarise(records: Records) -> Statistics:
 
 
 def fit(statistics: Statistics) -> Preparation:
-    """Turn summed moments into mean and deviation; a feature that never varies, or that nobody tells of, gets deviation 1."""
+    """Turn summed moments into means, and the deviation of the age; flags keep their scale, so that the penalty weighs most on rare ones."""
     count = np.maximum(statistics["count"], 1.0)
     mean = statistics["sum"] / count
-    variance = np.maximum(statistics["squares"] / count - mean**2, 0.0)
-    return {"mean": mean.tolist(), "scale": np.where(variance > 1e-9, np.sqrt(variance), 1.0).tolist()}
+    variance = float(statistics["squares"][0] / count[0] - mean[0] ** 2)
+    return {"mean": mean.tolist(), "scale": [variance**0.5 if variance > 1e-9 else 1.0] + [1.0] * len(FLAGS)}
 
 
 def encode(records: Records, preparation: Preparation) -> Examples:
-    """Standardise, with the federated mean where a value is missing; labels are days and whether the patient died then."""
+    """Centre and scale, with the federated mean where a value is missing; labels are days and whether the patient died then."""
     standard = (features(records) - np.asarray(preparation["mean"])) / np.asarray(preparation["scale"])
     return Examples(np.nan_to_num(standard, nan=0.0).astype(np.float32), outcome(records))
 
