@@ -26,7 +26,7 @@ class Peptides(Sequences):
     positions: Annotated[int, Range(0, 10_000), "letters that forest and svm read place by place"] = 5
     composition: Annotated[bool, "forest and svm also read the share of every letter, and the length"] = True
     depth: Annotated[int, Range(1, 30), "largest depth of a tree; a level is a round"] = 14
-    gamma: Annotated[float, POSITIVE, "that kernel is exp(-gamma * squared distance)"] = 0.05
+    gamma: Annotated[float, POSITIVE, "that kernel is exp(-gamma * squared distance)"] = 0.01
     word: Annotated[int, Range(1, 6), "letters of a word"] = 2
 
     def kind(self) -> Kind:
@@ -35,7 +35,7 @@ class Peptides(Sequences):
 
     def tuned(self) -> Mapping[str, Defaults]:
         """Return the run settings that suit each model."""
-        svm = {"optimizer": "adam", "learning_rate": 0.01, "batch_size": 32, "epochs": 2}
+        svm = {"optimizer": "adam", "learning_rate": 0.003, "batch_size": 32, "epochs": 2, "weight_decay": 0.0003}
         deep = {"optimizer": "adam", "learning_rate": 0.002, "batch_size": 32, "epochs": 1}
         return {
             "svm": {"rounds": 40, "training": svm},

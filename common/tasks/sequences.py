@@ -64,6 +64,7 @@ class Sequences:
     batch: Annotated[int, Range(1, 10_000), "trees that grow side by side; fewer take less memory and more rounds"] = (
         200
     )
+    letters: Annotated[int, Range(1, 3), "letters of the words that the svm reads place by place"] = 1
     fourier: Annotated[
         int, Range(0, 65_536), "random Fourier features of the svm's Gaussian kernel; 0 for a linear svm"
     ] = 2048
@@ -71,7 +72,7 @@ class Sequences:
     fourier_seed: Annotated[int, Range(0, 2**32 - 1), "seed of these features, the same at every hospital"] = 0
     filters: Annotated[int, Range(1, 4096), "filters of the convolution, or numbers a word"] = 64
     kernel: Annotated[int, Range(1, 100), "letters that a filter sees"] = 9
-    word: Annotated[int, Range(1, 6), "letters of a word"] = 3
+    word: Annotated[int, Range(1, 6), "letters of an embedded word"] = 3
     units: Annotated[int, Range(1, 4096), "units of the hidden layer"] = 64
     dropout: Annotated[float, Range(0, 0.9), "share of the hidden layer's inputs dropped in training"] = 0.3
 
@@ -136,17 +137,26 @@ class Sequences:
         if self.model == "kmer":
             return Examples(words(codes, self.kind().alphabet, self.word), label)
         first = codes[:, : self.positions]
-        places = (
-            self.kind().alphabet.shares[first].reshape(len(codes), first.shape[1] * len(self.kind().alphabet.letters))
-        )
         values = composition(codes, self.kind().alphabet) if self.composition else np.zeros((len(codes), 0))
         if self.model == "forest":
-            found = [(places > 0).astype(np.uint8) if self.kind().aligned else first]
-            found += [bins.binned(values, np.asarray(preparation["edges"]))] if self.composition else []
-            return Examples(np.concatenate(found, axis=1), label)
+            places = self.present(first, 1).astype(np.uint8) if self.kind().aligned else first
+            cuts = np.asarray(preparation["edges"]) if self.composition else []
+            return Examples(
+                np.concatenate([places, *([bins.binned(values, cuts)] if self.composition else [])], axis=1), label
+            )
         if self.composition:
             values = (values - np.asarray(preparation["mean"])) / np.asarray(preparation["scale"])
-        return Examples(self.projected(np.concatenate([places, values], axis=1).astype(np.float32)), label)
+        x = np.concatenate([self.present(first, self.letters), values], axis=1).astype(np.float32)
+        return Examples(self.projected(x), label)
+
+    def present(self, codes: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+        """Return 1 for the word of ``size`` letters at every place, ``(n, places * words)``; of single letters, for each that an ambiguous one may be."""
+        alphabet = self.kind().alphabet
+        known = (alphabet.shares > 0).astype(np.float32)
+        if size > 1:
+            codes = words(codes, alphabet, size)
+            known = np.eye(len(alphabet.letters) ** size + 2, dtype=np.float32)[:, 2:]
+        return known[codes].reshape(len(codes), codes.shape[1] * known.shape[1])
 
     def projected(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return random Fourier features, whose products are a Gaussian kernel's (Rahimi and Recht 2007, algorithm 1)."""
@@ -158,10 +168,11 @@ class Sequences:
         return np.cos(x @ turns + phases) * np.float32((2 / self.fourier) ** 0.5)
 
     def columns(self) -> int:
-        """Return how many columns forest and linear svm read: one a place and letter, but for a forest where sequences are not aligned, one a place."""
-        letters = len(self.kind().alphabet.letters)
-        apart = letters if self.kind().aligned or self.model != "forest" else 1
-        return min(self.positions, self.length) * apart + (letters + 1) * self.composition
+        """Return how many columns forest and linear svm read: one a place and letter or word, but for a forest where sequences are not aligned, one a place."""
+        alphabet, places = len(self.kind().alphabet.letters), min(self.positions, self.length)
+        size = 1 if self.model == "forest" else self.letters
+        apart = 1 if self.model == "forest" and not self.kind().aligned else alphabet**size
+        return max(places - size + 1, 0) * apart + (alphabet + 1) * self.composition
 
     def forest(self) -> Forest:
         """Return the forest; where each letter has a column of its own, and nothing else is read, it has two bins."""

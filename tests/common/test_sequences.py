@@ -45,7 +45,9 @@ def test_codes_read_back_the_first_letters(texts, length):
 
 @pytest.mark.parametrize(("text", "position"), [("ACGX", 4), ("UACG", 1), ("AC-T", 3), ("AC血T", 3), ("AC T", 3)])
 def test_a_wrong_letter_is_named_by_row_and_position_and_nothing_is_shown(text, position):
-    with pytest.raises(DataError, match=rf"row 2, position {position}: expected a letter of the DNA alphabet") as caught:
+    with pytest.raises(
+        DataError, match=rf"row 2, position {position}: expected a letter of the DNA alphabet"
+    ) as caught:
         DNA.encode(["ACGT", text], 2)
     assert text not in str(caught.value)
 

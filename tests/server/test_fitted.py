@@ -5,6 +5,7 @@ import pytest
 
 from client.hospital import Hospital
 from client.worker import Worker
+from common import flower
 from common.errors import ConfigError
 from common.tasks import read_run, task_of
 from common.tasks.survival import COLUMNS
@@ -39,7 +40,12 @@ def grid_for(name, sizes=(40, 25, 31)):
 
 
 def run(name, over=None, **more):
-    return rounds.run(grid_for(name), Plan(read_run(RUNS[name] | (over or {}))), **more)
+    return run_over(grid_for(name), Plan(read_run(RUNS[name] | (over or {}))), **more)
+
+
+def run_over(grid, plan, **more):
+    with flower.identity(grid.run.run_id):
+        return rounds.run(grid, plan, **more)
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -75,14 +81,16 @@ def test_hospitals_together_fit_what_one_with_all_their_patients_does():
     parts = [records_of("forest", size, n) for n, size in enumerate((40, 25, 31))]
     pool = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     one = Hospital("all", pool, records_of("forest", 0, 9), records_of("forest", 12, 50))
-    central = rounds.run(grid_of(seats_of([one], Worker(), bytes(32))), Plan(read_run(FOREST)))
+    central = run_over(grid_of(seats_of([one], Worker(), bytes(32))), Plan(read_run(FOREST)))
     assert central.model.weights.tobytes() == run("forest").model.weights.tobytes()
 
 
 def test_the_model_learns(fitted):
-    name, outcome = fitted
+    _, outcome = fitted
     task = task_of(outcome.coordinator.config.task)
-    last = task.objective.values({key: sum(part[key] for part in outcome.tests.values()) for key in outcome.tests["h0"]})
+    last = task.objective.values(
+        {key: sum(part[key] for part in outcome.tests.values()) for key in outcome.tests["h0"]}
+    )
     assert last[task.objective.headline] > 0.6
 
 
