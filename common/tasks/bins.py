@@ -29,7 +29,8 @@ def edges(counts: Floats, low: Floats, high: Floats, bins: int) -> Floats:
     below = counts.cumsum(axis=1) / counts.sum(axis=1, keepdims=True)
     wanted = np.arange(1, bins) / bins
     places = np.array([np.searchsorted(column, wanted) + 1 for column in below])
-    return low[:, None] + (high - low)[:, None] * places / FINE
+    found: Floats = low[:, None] + (high - low)[:, None] * places / FINE
+    return found
 
 
 def moments(counts: Floats, low: Floats, high: Floats) -> tuple[Floats, Floats]:

@@ -61,7 +61,7 @@ class Forest:
     @property
     def capacity(self) -> int:
         """Return how many nodes a tree has room for."""
-        return min(self.nodes, 2 ** (self.depth + 1) - 1)
+        return min(self.nodes, (2 << self.depth) - 1)
 
     @property
     def rounds(self) -> int:
@@ -117,7 +117,7 @@ class Forest:
         cells = cells * self.classes + y[rows, None]
         weights = np.repeat(times[rows].astype(np.float64), self.drawn)
         size = len(at) * self.drawn * self.bins * self.classes
-        return np.bincount(cells.ravel(), weights, size)
+        return np.asarray(np.bincount(cells.ravel(), weights, size), np.float64)
 
     def draw(self, trees: NDArray[np.int64], nodes: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
         """Return the columns drawn for every node, ``(nodes, drawn)``, the same at every hospital."""
@@ -155,7 +155,8 @@ class Forest:
     def _grows(self, counts: NDArray[np.float64], level: int) -> NDArray[np.bool_]:
         """Tell which nodes of these class counts may be split."""
         rows = counts.sum(axis=1)
-        return (rows > counts.max(axis=1)) & (rows >= 2 * self.least) & (level < self.depth)
+        grows: NDArray[np.bool_] = (rows > counts.max(axis=1)) & (rows >= 2 * self.least) & (level < self.depth)
+        return grows
 
     def _best(self, counts: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
         """Return for every node whether it is split, at which of its columns and bins, and the class counts on either side."""
@@ -254,6 +255,6 @@ def _walk(tree: Table, x: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.i
 
 def _rank(trees: NDArray[np.int64], split: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return for every node how many before it in its tree are split."""
-    before = np.cumsum(split) - split
+    before: NDArray[np.int64] = np.cumsum(split) - split
     first = np.flatnonzero(np.diff(trees, prepend=-1))
     return before - np.repeat(before[first], np.diff(np.append(first, len(trees))))

@@ -36,4 +36,5 @@ class Learner:
 
     def contribution(self, weights: Vector, examples: "Examples", seed: int) -> Vector:
         """Return a hospital's vector on the grid, as it is sent."""
-        return (np.rint(self.contribute(weights, examples, seed) * self.levels) / self.levels).astype(np.float32)
+        whole = np.rint(self.contribute(weights, examples, seed) * self.levels)
+        return np.asarray(whole / self.levels, np.float32)

@@ -139,11 +139,9 @@ class Sequences:
         first = codes[:, : self.positions]
         values = composition(codes, self.kind().alphabet) if self.composition else np.zeros((len(codes), 0))
         if self.model == "forest":
-            places = self.present(first, 1).astype(np.uint8) if self.kind().aligned else first
-            cuts = np.asarray(preparation["edges"]) if self.composition else []
-            return Examples(
-                np.concatenate([places, *([bins.binned(values, cuts)] if self.composition else [])], axis=1), label
-            )
+            found = [self.present(first, 1).astype(np.uint8) if self.kind().aligned else first]
+            found += [bins.binned(values, np.asarray(preparation["edges"]))] if self.composition else []
+            return Examples(np.concatenate(found, axis=1), label)
         if self.composition:
             values = (values - np.asarray(preparation["mean"])) / np.asarray(preparation["scale"])
         x = np.concatenate([self.present(first, self.letters), values], axis=1).astype(np.float32)
@@ -152,11 +150,11 @@ class Sequences:
     def present(self, codes: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
         """Return 1 for the word of ``size`` letters at every place, ``(n, places * words)``; of single letters, for each that an ambiguous one may be."""
         alphabet = self.kind().alphabet
-        known = (alphabet.shares > 0).astype(np.float32)
-        if size > 1:
-            codes = words(codes, alphabet, size)
-            known = np.eye(len(alphabet.letters) ** size + 2, dtype=np.float32)[:, 2:]
-        return known[codes].reshape(len(codes), codes.shape[1] * known.shape[1])
+        if size == 1:
+            found = (alphabet.shares > 0).astype(np.float32)[codes]
+        else:
+            found = np.eye(len(alphabet.letters) ** size + 2, dtype=np.float32)[:, 2:][words(codes, alphabet, size)]
+        return found.reshape(len(codes), found.shape[1] * found.shape[2])
 
     def projected(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return random Fourier features, whose products are a Gaussian kernel's (Rahimi and Recht 2007, algorithm 1)."""
@@ -165,7 +163,14 @@ class Sequences:
         generator = np.random.default_rng(seed_for(self.fourier_seed, "fourier"))
         turns = generator.standard_normal((x.shape[1], self.fourier), np.float32) * np.float32((2 * self.gamma) ** 0.5)
         phases = generator.uniform(0, 2 * np.pi, self.fourier).astype(np.float32)
-        return np.cos(x @ turns + phases) * np.float32((2 / self.fourier) ** 0.5)
+        middle = self.middle(turns, phases) if self.kind().aligned and not self.composition else 0.0
+        return np.asarray((np.cos(x @ turns + phases) - middle) * (2 / self.fourier) ** 0.5, np.float32)
+
+    def middle(self, turns: NDArray[np.float32], phases: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the features' mean over random sequences: without it they hardly differ, and gradients take long to part them. No patient has a part in it."""
+        size = len(self.kind().alphabet.letters) ** self.letters
+        waves = np.exp(1j * turns.reshape(-1, size, self.fourier)).mean(axis=1).prod(axis=0)
+        return np.asarray(np.real(waves * np.exp(1j * phases)), np.float32)
 
     def columns(self) -> int:
         """Return how many columns forest and linear svm read: one a place and letter or word, but for a forest where sequences are not aligned, one a place."""

@@ -34,7 +34,14 @@ class Splice(Sequences):
 
     def tuned(self) -> Mapping[str, Defaults]:
         """Return the run settings that suit each model."""
-        svm = {"optimizer": "adam", "learning_rate": 0.002, "batch_size": 32, "epochs": 2, "weight_decay": 0.0005}
+        svm = {
+            "optimizer": "adam",
+            "learning_rate": 0.01,
+            "learning_rate_decay": 0.96,
+            "batch_size": 64,
+            "epochs": 2,
+            "weight_decay": 0.00015,
+        }
         deep = {"optimizer": "adam", "learning_rate": 0.002, "batch_size": 32, "epochs": 1}
         return {
             "svm": {"rounds": 40, "training": svm},

@@ -73,11 +73,18 @@ def test_words_differ_where_letters_do(text):
 @pytest.mark.parametrize("gamma", [0.01, 0.1])
 def test_fourier_features_multiply_to_the_kernel_and_are_the_same_everywhere(gamma):
     x = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
-    recipe = Splice(model="svm", fourier=20_000, gamma=gamma)
+    recipe = Peptides(model="svm", fourier=20_000, gamma=gamma)
     features = recipe.projected(x)
     kernel = np.exp(-gamma * ((x[:, None] - x) ** 2).sum(axis=2))
     np.testing.assert_allclose(features @ features.T, kernel, atol=0.05)
     np.testing.assert_array_equal(features[3:5], recipe.projected(x)[3:5])
+
+
+def test_fourier_features_of_aligned_sequences_have_mean_0_over_random_ones():
+    texts = ["".join(np.random.default_rng(row).choice([*"ACGT"], 60)) for row in range(500)]
+    task = Splice(model="svm", fourier=256, gamma=0.02).build()
+    x = task.encode({"sequence": np.array(texts, object)}, {}).x
+    assert np.abs(x.mean(axis=0)).max() < 5 * x.std(axis=0).max() / 500**0.5
 
 
 def test_ambiguous_letters_are_each_that_they_may_be_to_a_forest():
