@@ -117,7 +117,7 @@ class Sequences:
         counts = statistics["count"]
         mean, deviation = bins.moments(counts, *self.ranges())
         cuts = bins.edges(counts, *self.ranges(), BINS)
-        return {"edges": cuts.tolist(), "mean": mean.tolist(), "scale": deviation.tolist()}
+        return {"edges": cuts.ravel().tolist(), "mean": mean.tolist(), "scale": deviation.tolist()}
 
     def ranges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the lowest and highest values that shares and length can have."""
@@ -140,7 +140,7 @@ class Sequences:
         values = composition(codes, self.kind().alphabet) if self.composition else np.zeros((len(codes), 0))
         if self.model == "forest":
             found = [self.present(first, 1).astype(np.uint8) if self.kind().aligned else first]
-            found += [bins.binned(values, np.asarray(preparation["edges"]))] if self.composition else []
+            found += [bins.binned(values, np.reshape(preparation["edges"], (-1, BINS - 1)))] if self.composition else []
             return Examples(np.concatenate(found, axis=1), label)
         if self.composition:
             values = (values - np.asarray(preparation["mean"])) / np.asarray(preparation["scale"])

@@ -37,14 +37,14 @@ class Splice(Sequences):
         svm = {
             "optimizer": "adam",
             "learning_rate": 0.01,
-            "learning_rate_decay": 0.96,
+            "learning_rate_decay": 0.97,
             "batch_size": 64,
             "epochs": 2,
             "weight_decay": 0.00015,
         }
         deep = {"optimizer": "adam", "learning_rate": 0.002, "batch_size": 32, "epochs": 1}
         return {
-            "svm": {"rounds": 40, "training": svm},
+            "svm": {"rounds": 60, "training": svm},
             "cnn": {"rounds": 20, "training": deep},
             "kmer": {"rounds": 20, "training": deep},
         }
