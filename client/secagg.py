@@ -20,6 +20,7 @@ from common.secagg import fixed, keys
 from common.secagg.fixed import Noise
 from common.secagg.keys import Identity
 from common.secagg.protocol import Session, refused
+from common.tasks import task_of
 
 MOST_RUNS = 8
 """Runs whose keys are held at a time, the newest."""
@@ -159,7 +160,7 @@ def _covered(
         request.config,
         kind,
         len(present),
-        len(request.arrays["weights"]),
+        fixed.size_of(request.config, request.arrays["weights"]),
         controls=controls,
         judged=bool(options.get("evaluate", True)),
     )
@@ -169,7 +170,8 @@ def _covered(
     noise = shield.noise(request, plain, session.fewest)
     if request.config.privacy.shared and kind == TRAIN and noise is None:
         raise refused("session", "the run has hospitals share the noise, and this one has none to add")
-    words = frame.write({**plain.statistics, **counts}, vectors, 1.0 if controls else counted / most, noise)
+    weight = 1.0 if controls or task_of(request.config.task).learner else counted / most
+    words = frame.write({**plain.statistics, **counts}, vectors, weight, noise)
     signature = session.cover(str(options["sum"]), packages, words, request.digest)
     # What was released of how many patients is public, as their count is.
     told = {name: text for name, text in plain.texts.items() if name == "event"}

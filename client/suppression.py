@@ -94,6 +94,8 @@ def _judged(parts: Arrays, allow: Allow) -> Arrays:
     """Screen how a model does on test patients; of a class with too few of them, no sum over all would hide them."""
     if not allow.metrics:
         return {}
+    if set(parts) == {"pairs", "products", "likelihood"}:
+        return {} if 0 < parts["likelihood"][1] < allow.smallest_cell else parts  # few deaths would show through
     if set(parts) != {"confusion", "histogram", "calibration", "losses"}:
         raise _unknown("test")
     least = allow.smallest_cell

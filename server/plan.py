@@ -6,11 +6,13 @@ from functools import cached_property
 from common import messages
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.layout import Vector
+from common.secagg import fixed
 from common.secagg.protocol import FEWEST
 from common.tasks import task_of
 from common.tasks.task import Task
 from server.privacy import HospitalPrivacy
-from server.strategies import strategy_of
+from server.strategies import fitted, strategy_of
 from server.strategies.strategy import Strategy
 
 
@@ -66,12 +68,23 @@ class Plan:
             )
         if self.config.secure.aggregation:
             _check_secure(self.config, strategy, len(self.cohort) or self.expected)
+        if self.task.learner:
+            _check_learner(self.config)
+            return fitted.by_sums(self.task.learner, self.config.seed)
+        if self.task.objective.coupled and self.config.privacy.at_hospitals:
+            raise ConfigError(
+                "privacy.unit: this task's loss compares patients with each other, so no clipping bounds what one of them does to a step; set it to 'hospital', or privacy.epsilon to inf"
+            )
         return self.hospital_privacy.around(strategy) if self.config.privacy.at_coordinator else strategy
 
     @cached_property
     def hospital_privacy(self) -> HospitalPrivacy:
         """Return how whole hospitals are protected, where the run says so."""
         return HospitalPrivacy(self.config, self.noise_key)
+
+    def size_of(self, weights: Vector) -> int:
+        """Return the length of the vectors that hospitals send back for these weights."""
+        return fixed.size_of(self.config, weights)
 
     @property
     def fewest(self) -> int:
@@ -87,6 +100,23 @@ class Plan:
     def text(self) -> str:
         """Return the settings as they travel."""
         return messages.run_text(self.config)
+
+
+def _check_learner(config: RunConfig) -> None:
+    """Refuse what needs updates that move a model; raise `ConfigError`."""
+    objections = {
+        f"strategy.name: {config.strategy.name!r} is a rule for averages; take 'fedavg'": config.strategy.name
+        != "fedavg",
+        f"update.codec: {config.update.codec!r} would change sums; take 'float32'": config.update.codec != "float32",
+        "limits.update_norm: sums grow with a hospital's patients; set it to 0": config.limits.update_norm > 0,
+        "privacy.epsilon: no noise is added to these sums, so no epsilon holds; set it to inf": config.privacy.epsilon
+        < float("inf"),
+    }
+    for objection, holds in objections.items():
+        if holds:
+            raise ConfigError(
+                f"{objection}, or choose another task.model; {config.task.name!r} fits this one by sums over patients"
+            )
 
 
 def _check_secure(config: RunConfig, strategy: Strategy, hospitals: int) -> None:

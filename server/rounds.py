@@ -348,7 +348,7 @@ class Coordinator:
     def _attempt(self, number: int, attempt: int, names: list[str], state: State, tally: "Tally") -> None:
         content = self.content(*self._asked(number, attempt, state))
         down = messages.bytes_of(content)
-        size = len(state["weights"])
+        size = self.plan.size_of(state["weights"])
         requests = {name: self._message(name, content, messages.TRAIN, f"{number}.{attempt}") for name in names}
         for name, message in exchange(self.grid, requests, self.config.limits.deadline_seconds):
             tally.bytes_down += down

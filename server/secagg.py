@@ -23,6 +23,7 @@ from common.secagg.fixed import Frame
 from common.secagg.keys import Card
 from common.secagg.protocol import Gathering, Sum
 from common.statistics import Statistics
+from common.tasks import task_of
 from common.update import Update
 
 UNSIGNED = bytes(keys.SIGNATURE)
@@ -99,7 +100,7 @@ class SecureSums:
         QuorumError
             When too few took part or stayed until the end; nothing was unmasked then.
         """
-        controls, size = "control" in step.arrays, len(step.arrays["weights"])
+        controls, size = "control" in step.arrays, fixed.size_of(self._config, step.arrays["weights"])
         # Counts up to the largest that there is keep their weight, and the fixed point its precision.
         most = fixed.most_of(self._config, max(self._rows.values()))
 
@@ -113,6 +114,7 @@ class SecureSums:
         if not weight:
             raise QuorumError("no hospital of the sum trained on a patient; nothing can be averaged")
         factor = 1 / count if controls else most / weight
+        factor = 1.0 if task_of(self._config.task).learner else factor
         delta, *control = ((vector * factor).astype(np.float32) for vector in result.vectors)
         statistics = {name: value for name, value in statistics.items() if _is_known(name, statistics)}
         update = Update(TOGETHER, delta, int(examples), control[0] if control else None, statistics, hospitals=count)

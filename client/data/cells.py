@@ -120,6 +120,19 @@ def texts(cells: Sequence[str], place: Place, draft: Draft) -> Array:
     return values
 
 
+def sequences(cells: Sequence[str], place: Place, draft: Draft) -> Array:
+    """Return a column of sequences in capitals; an empty one is a problem, and so is a letter that the task's alphabet does not have, named by its position."""
+    values = texts(cells, place, draft)
+    allowed = frozenset(place.column.letters)
+    for position, sequence in enumerate(values):
+        values[position] = sequence.upper()
+        wrong = next((at for at, letter in enumerate(values[position], 1) if letter not in allowed), 0)
+        if wrong:
+            expected = f"expected letters of {place.column.letters}, and another stands at position {wrong}"
+            draft.cell("wrong letter", expected, position, place.shown)
+    return values
+
+
 def dates(cells: Sequence[str], place: Place, draft: Draft) -> NDArray[np.float64]:
     """Return a column of dates as days since 31 December of the year 0; missing and bad cells are NaN."""
     values = np.full(len(cells), np.nan)

@@ -70,10 +70,10 @@ def split(clean: Deidentified, task: Task, key: bytes, validation: float = 0.0, 
 def distinct(clean: Deidentified, task: Task) -> Array:
     """Return the rows that repeat none before them.
 
-    An image or text that comes twice is one, whatever its label and patient: else it could stand on two sides. A row of measurements repeats another
+    An image, text or sequence that comes twice is one, whatever its label and patient: else it could stand on two sides. A row of measurements repeats another
     only of the same patient, where patients are numbered.
     """
-    contents = tuple(column.name for column in task.columns if column.kind in ("image", "text"))
+    contents = tuple(column.name for column in task.columns if column.kind in ("image", "text", "sequence"))
     first: dict[bytes, int] = {}
     for row in range(len(clean.patients)):
         if contents:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from client.data import cells, text
+from client.data import cells, sequences, text
 from client.data.deidentify import days_from_first
 from client.data.report import Draft
 from client.data.schema import DataMapping, Imported, fold, label_column
@@ -51,7 +51,10 @@ def read(source: Path, task: Task, mapping: DataMapping, draft: Draft) -> Import
 def sheet_of(source: Path, mapping: DataMapping, draft: Draft) -> Sheet:
     """Read a file's cells; raise `DataError` for what spoils the whole file."""
     parquet = mapping.format == "parquet" or (mapping.format == "auto" and source.suffix.lower() in (".parquet", ".pq"))
-    sheet = _parquet(source, mapping) if parquet else _csv(source, mapping, draft)
+    if Path(source.name.removesuffix(".gz")).suffix.lower() in sequences.SUFFIXES:
+        sheet = Sheet(sequences.HEADER, *sequences.records(_decode(_bytes(source), mapping.encoding, draft)))
+    else:
+        sheet = _parquet(source, mapping) if parquet else _csv(source, mapping, draft)
     if not sheet.rows:
         raise DataError("the file holds no rows; expected a header and one row a patient or visit")
     draft.lines = sheet.lines
@@ -316,8 +319,8 @@ def _values(
     if place.how.absent:
         return np.full(len(sheet.rows), np.nan)
     values = sheet.column(places[column.name])
-    if column.kind == "text":
-        return cells.texts(values, place, draft)
+    if column.kind in ("text", "sequence"):
+        return (cells.texts if column.kind == "text" else cells.sequences)(values, place, draft)
     if column.kind == "category":
         return cells.categories(values, place, task, draft)
     if place.how.date:

@@ -9,7 +9,7 @@ add. A statistic is split into three words of 20 bits, so that whole numbers up 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -130,6 +130,12 @@ def _joined(words: Words) -> NDArray[np.float64]:
     return places @ (2.0 ** (BITS * np.arange(-1.0, WORDS - 1)))
 
 
+def size_of(config: RunConfig, weights: Vector) -> int:
+    """Return how many values a hospital's vector has that answers these weights."""
+    learner = task_of(config.task).learner
+    return learner.size(weights) if learner else len(weights)
+
+
 def frame_of(config: RunConfig, kind: str, hospitals: int, size: int, *, controls: bool, judged: bool) -> Frame:
     """Return how answers of a kind lie in a sum of so many hospitals; both sides find the same. ``judged`` tells whether training also judges the incoming model."""
     task = task_of(config.task)
@@ -141,4 +147,7 @@ def frame_of(config: RunConfig, kind: str, hospitals: int, size: int, *, control
     if kind == EVALUATE:
         return Frame(config.secure, hospitals, of_parts, 0, 0)
     whole = {EXAMPLES: (), WEIGHT: (), "train/loss": (2,)}
+    if task.learner:  # a grid of its own, on which its sums are exact
+        settings = replace(config.secure, magnitude=ROOM / (task.learner.levels * hospitals))
+        return Frame(settings, hospitals, whole | of_parts, size, 1)
     return Frame(config.secure, hospitals, whole | of_parts, size, 2 if controls else 1)

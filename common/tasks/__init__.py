@@ -8,7 +8,10 @@ from common.config import Choice, RunConfig, merge, parse
 from common.errors import ConfigError
 from common.tasks.heart import Heart
 from common.tasks.notes import Notes
+from common.tasks.peptides import Peptides
 from common.tasks.pneumonia import Pneumonia
+from common.tasks.splice import Splice
+from common.tasks.survival import Survival
 from common.tasks.task import Task
 
 
@@ -23,6 +26,9 @@ TASKS: dict[str, type[Recipe]] = {
     "heart": Heart,
     "pneumonia": Pneumonia,
     "notes": Notes,
+    "splice": Splice,
+    "survival": Survival,
+    "peptides": Peptides,
 }
 
 SWITCHES = {"privacy": "epsilon", "secure": "aggregation"}

@@ -23,6 +23,7 @@ class Objective:
     beside the labels; ``values`` are the metrics alone, ``compute`` the same with intervals. ``compare`` gives the statistics of two models on the same patients, in that order.
     ``label_shape`` is the shape of one patient's label (None where the preparation decides), ``width`` the columns of the scores where they are not the task's classes. ``headline`` is the metric that
     reports lead with, ``shown`` those that summaries show, ``criterion`` the one that early stopping lowers on validation patients.
+    ``coupled`` says that a patient's loss depends on the others of the batch, so that no clipping of single losses bounds what one patient does.
     """
 
     loss: Callable[[Any, Any], Any]
@@ -39,6 +40,7 @@ class Objective:
     label_dtype: str = "int32"
     label_shape: tuple[int | None, ...] = ()
     width: int = 0
+    coupled: bool = False
 
     def nobody(self, classes: int) -> tuple[Labels, Scores]:
         """Return the labels and scores of no patients, for a task of so many classes."""
@@ -66,6 +68,19 @@ def _sigmoid(outputs: NDArray[np.float32]) -> Scores:
 def _softmax(outputs: NDArray[np.float32]) -> Scores:
     shifted = np.exp(outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def squared_hinge(labels: Any, outputs: Any) -> Any:
+    """Return the squared hinge loss of every class against all others, ``(n,)``: an SVM's, in its primal form (Chapelle 2007, section 2)."""
+    import tensorflow as tf
+
+    signs = 2.0 * tf.one_hot(labels, tf.shape(outputs)[1], dtype=outputs.dtype) - 1.0
+    return tf.reduce_sum(tf.square(tf.nn.relu(1.0 - signs * outputs)), axis=1)
+
+
+def squared_margins(outputs: NDArray[np.float32]) -> Scores:
+    """Return scores that sum to 1 and order the classes as their margins do."""
+    return _softmax(2.0 * outputs)
 
 
 _METRICS: dict[str, Any] = {

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from common.privacy.noise import Noise
 from common.statistics import Statistics
+from common.tasks.learner import Learner
 from common.tasks.objective import Objective
 
 Array = NDArray[Any]
@@ -25,10 +26,10 @@ Preparation = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the raw data. ``codes`` are the allowed values of a category; ``missing`` are values that mean 'not measured'."""
+    """One column of the raw data. ``codes`` are the allowed values of a category; ``missing`` are values that mean 'not measured'; ``letters`` those that a sequence may have."""
 
     name: str
-    kind: Literal["number", "category", "image", "text"]
+    kind: Literal["number", "category", "image", "text", "sequence"]
     meaning: str
     unit: str = ""
     low: float = float("-inf")
@@ -36,6 +37,7 @@ class Column:
     codes: tuple[float, ...] = ()
     missing: tuple[float, ...] = ()
     shape: tuple[int, ...] = ()
+    letters: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Task:
     laid under what the user sets. ``classify`` gives the class numbers of rows, from 0, by which patients are counted and split; a task without classes names one that holds all. ``xla`` says that the compiled local epoch is faster under XLA (measured by ``benchmarks/compilers.py``).
     ``noised`` gives the statistics with enough `Noise` for one row, and may drop what drowns in it; a task without it tells nothing of a hospital under differential privacy,
     and ``fit`` has to do with zeros. ``summary`` says in words what ``summarise`` tells of a hospital's patients, for the privacy statement of a run.
+    ``learner`` fits the model by sums over patients instead of by gradients at each hospital.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Task:
     xla: bool = False
     noised: Callable[[Statistics, Noise], Statistics] | None = None
     summary: str = "count, sum and sum of squares of every feature"
+    learner: Learner | None = None
 
     def prefixes(self, parts: tuple[str, ...]) -> tuple[str, ...]:
         """Return the path prefixes of the variables in the parts named."""

@@ -6,18 +6,24 @@ from simulations.datasets.heart import HEART
 from simulations.datasets.heart_flamby import HEART_FLAMBY
 from simulations.datasets.mtsamples import MTSAMPLES
 from simulations.datasets.notes_synthetic import NOTES_SYNTHETIC
+from simulations.datasets.peptides import PEPTIDES
 from simulations.datasets.pneumonia import PNEUMONIA
 from simulations.datasets.pneumonia_synthetic import PNEUMONIA_SYNTHETIC
 from simulations.datasets.questions_zh import QUESTIONS_ZH
+from simulations.datasets.splice import SPLICE
+from simulations.datasets.tcga_brca import TCGA_BRCA
 
 DATASETS: dict[str, Dataset] = {
     "heart": HEART,
     "heart-flamby": HEART_FLAMBY,
     "mtsamples": MTSAMPLES,
     "notes-synthetic": NOTES_SYNTHETIC,
+    "peptides": PEPTIDES,
     "pneumonia": PNEUMONIA,
     "pneumonia-synthetic": PNEUMONIA_SYNTHETIC,
     "questions-zh": QUESTIONS_ZH,
+    "splice": SPLICE,
+    "tcga-brca": TCGA_BRCA,
 }
 
 

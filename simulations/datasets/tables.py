@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from common.tasks.sequences import Kind
 from simulations.datasets.dataset import Table
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
-    """Read the named columns of a UTF-8 CSV file, gzipped or not, as text.
+def read_csv(path: Path, columns: Sequence[str], named: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Read the named columns of a UTF-8 CSV file, gzipped or not, as text; ``named`` are all of its columns where its first row does not tell them.
 
     Raises
     ------
@@ -25,6 +26,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     try:
         with opener(path, "rt", encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
+            header = list(named) or header
     except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         raise DataError(
             f"{path.name}: cannot be read as CSV text ({type(error).__name__}); delete it and get it again"
@@ -63,6 +65,25 @@ def distinct(keys: Sequence[Hashable]) -> NDArray[np.int64]:
     for position, key in enumerate(keys):
         first.setdefault(key, position)
     return np.fromiter(first.values(), np.int64, len(first))
+
+
+def sequence_table(sequences: Sequence[str], labels: Sequence[str], kind: Kind, file: str) -> Table:
+    """Drop repeated sequences, and check the letters of the others. Every sequence counts as a patient.
+
+    Raises
+    ------
+    DataError
+        For a letter that the alphabet does not have; the message names file, row of the data and position.
+    """
+    texts = [sequence.strip().upper() for sequence in sequences]
+    try:
+        kind.alphabet.encode(texts, 1)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from None
+    kept = distinct(texts)
+    label = np.array([kind.classes.index(labels[row]) for row in kept], np.int64)
+    records = {"sequence": np.array([texts[row] for row in kept], object), "label": label}
+    return Table(records, label, kind.classes, np.arange(len(kept)), duplicates_removed=len(texts) - len(kept))
 
 
 def text_table(texts: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> Table:

@@ -338,9 +338,10 @@ def test_an_absent_data_set_says_what_to_do(name):
 def test_a_damaged_data_set_is_refused_wherever_it_lies(name, variable, tmp_path, monkeypatch):
     dataset = DATASETS[name]
     monkeypatch.setenv(variable, str(tmp_path / "place"))
-    path = tmp_path / "place" / dataset.folder / dataset.files[0].name
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"damaged")
+    (tmp_path / "place" / dataset.folder).mkdir(parents=True)
+    for file in reversed(dataset.files):  # of several, the first is named
+        path = tmp_path / "place" / dataset.folder / file.name
+        path.write_bytes(b"damaged")
     assert fetch.is_here(dataset)
     assert not fetch.is_intact(dataset)
     what = "run 'fedward data get pneumonia'" if name == "pneumonia" else "copy it again"

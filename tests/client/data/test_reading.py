@@ -19,11 +19,13 @@ from common.errors import ConfigError, DataError, UsageError
 from common.tasks.heart import COLUMNS, Heart
 from common.tasks.notes import Notes
 from common.tasks.objective import BINARY
+from common.tasks.splice import Splice
 from common.tasks.task import Column, Task
 
 MIRROR = os.environ.get("FEDWARD_DATA_MIRROR", "")
 HEART = Heart().build()
 NOTES = Notes().build()
+SPLICE = Splice().build()
 KEY = bytes(range(32))
 
 
@@ -55,6 +57,32 @@ def write(tmp_path):
 
 def read_small(path, task=SMALL, **table):
     return read(path, task, mapping_of(table, task))
+
+
+FASTA = ">one|EI\nACGT\nacgn\n\n>two|N\nTTGA\n"
+
+
+def test_a_fasta_file_is_read_by_its_records(write):
+    imported = read(write(FASTA, "some.fasta"), SPLICE, mapping_of({}, SPLICE))
+    assert imported.records["sequence"].tolist() == ["ACGTACGN", "TTGA"]
+    assert imported.records["label"].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "name"), [(FASTA.replace("TTGA", "TTXA"), "a.fa"), ("sequence,label\nACGT,EI\nTTXA,N\n", "a.csv")]
+)
+def test_a_wrong_letter_is_named_by_row_and_position_and_never_shown(write, content, name):
+    imported = read(write(content, name), SPLICE, mapping_of({}, SPLICE))
+    (problem,) = imported.report.problems
+    assert (problem.kind, problem.row) == ("wrong letter", 5 if name == "a.fa" else 3)
+    assert "position 3" in str(problem)
+    assert "TTXA" not in imported.report.text()
+
+
+def test_text_that_is_no_fasta_file_is_refused(write):
+    imported = read(write("ACGT\n>one|EI\nAC\n", "a.faa"), SPLICE, mapping_of({}, SPLICE))
+    with pytest.raises(DataError, match="line 1: expected a record, which begins with '>'"):
+        imported.report.check()
 
 
 def places(imported):
