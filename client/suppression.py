@@ -64,11 +64,17 @@ def _counts(parts: Arrays, allow: Allow) -> Arrays:
 def _sums(parts: Arrays, allow: Allow) -> Arrays:
     """Screen the sums of a task's columns: a column known of too few patients is one that nobody knows."""
     _require(TASK, allow)
-    count = next((parts[name] for name in ("count", "records") if name in parts), None)
-    if count is None or not all(value.shape == count.shape or name == "hospitals" for name, value in parts.items()):
+    # What is known of how many patients stands in an array of the same shape as theirs; no two of these have one shape.
+    small = {
+        parts[name].shape: _small(parts[name], allow.smallest_cell)
+        for name in ("count", "records", "ranks")
+        if name in parts
+    }
+    if not all(value.shape in small or name == "hospitals" for name, value in parts.items()):
         raise _unknown(TASK)
-    small = _small(count, allow.smallest_cell)
-    kept = {name: np.where(small, 0, value) if value.shape == count.shape else value for name, value in parts.items()}
+    kept = {
+        name: np.where(small[value.shape], 0, value) if value.shape in small else value for name, value in parts.items()
+    }
     if {"count", "sum", "squares"} <= set(kept):
         kept |= _rounded_codes(kept, allow.smallest_cell)
     return kept

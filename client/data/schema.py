@@ -221,7 +221,7 @@ def _check_kind(how: ColumnMapping, column: Column, task: Task, path: str) -> No
         raise ConfigError(f"{path}: unit and date are for numbers; this column is a {column.kind}")
     if how.date and (units.canonical(column.unit) != "days" or "%" not in how.date):
         raise ConfigError(f"{path}.date: expected a form such as %Y-%m-%d, and a column of the task in days")
-    if how.absent and (column.name == task.label or column.kind not in ("number", "category")):
+    if how.absent and (column.name == task.label or column.kind not in ("number", "category", "code")):
         raise ConfigError(f"{path}.absent: the label, images and texts can't be absent")
     try:
         units.convert(np.zeros(1), column, how.unit, how.substance)

@@ -314,7 +314,9 @@ def _values(
 ) -> Array:
     place = cells.place_of(column, mapping)
     if place.how.absent:
-        return np.full(len(sheet.rows), np.nan)
+        return np.full(
+            len(sheet.rows), "" if column.kind == "code" else np.nan, object if column.kind == "code" else float
+        )
     values = sheet.column(places[column.name])
     if column.kind == "text":
         return cells.texts(values, place, draft)
@@ -327,7 +329,7 @@ def _values(
             "identifier", "holds identity or telephone numbers, not measurements; name another column", place.shown
         )
         return np.full(len(values), np.nan)
-    return cells.numbers(values, place, draft)
+    return cells.codes(values, place) if column.kind == "code" else cells.numbers(values, place, draft)
 
 
 def _intervals(

@@ -2,6 +2,7 @@
 
 from common.errors import UsageError, nearest
 from simulations.datasets.dataset import Dataset
+from simulations.datasets.diabetes130 import DIABETES130
 from simulations.datasets.heart import HEART
 from simulations.datasets.heart_flamby import HEART_FLAMBY
 from simulations.datasets.mtsamples import MTSAMPLES
@@ -11,6 +12,7 @@ from simulations.datasets.pneumonia_synthetic import PNEUMONIA_SYNTHETIC
 from simulations.datasets.questions_zh import QUESTIONS_ZH
 
 DATASETS: dict[str, Dataset] = {
+    "diabetes130": DIABETES130,
     "heart": HEART,
     "heart-flamby": HEART_FLAMBY,
     "mtsamples": MTSAMPLES,
