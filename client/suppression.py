@@ -92,9 +92,11 @@ def _judged(parts: Arrays, allow: Allow) -> Arrays:
     """Screen how a model does on test patients; of a class with too few of them, no sum over all would hide them."""
     if not allow.metrics:
         return {}
-    if set(parts) != {"confusion", "histogram", "calibration", "losses"}:
+    if set(parts) not in ({"sums"}, {"confusion", "histogram", "calibration", "losses"}):
         raise _unknown("test")
     least = allow.smallest_cell
+    if set(parts) == {"sums"}:
+        return {} if _small(parts["sums"][:1], least).any() else parts
     if _small(parts["confusion"].sum(axis=1), least).any():
         return {}
     return {
@@ -107,7 +109,7 @@ def _judged(parts: Arrays, allow: Allow) -> Arrays:
 
 def _compared(parts: Arrays, allow: Allow) -> Arrays:
     """Screen joint tables: their cells have no order in which to gather them, so one too small withholds all."""
-    tables = [value for name, value in parts.items() if name != "losses"]
+    tables = [parts["one"][:1]] if "one" in parts else [value for name, value in parts.items() if name != "losses"]
     if not allow.metrics or COMPARED not in allow.statistics:
         return {}
     return {} if any(_small(table, allow.smallest_cell).any() for table in tables) else parts

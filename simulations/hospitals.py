@@ -87,7 +87,7 @@ def populate(scenario: Scenario, secret: bytes | None = None) -> Population:
             f"simulation.dataset: {dataset.name!r} serves the task {dataset.task!r}, and the run learns {task.name!r}"
         )
     table = load(dataset)
-    if table.classes != task.classes:
+    if table.classes != task.classes and len(task.classes) > 1:
         raise ConfigError(
             f"task.classes: {dataset.name!r} has the classes {','.join(table.classes)}, and the run learns {','.join(task.classes)}"
         )

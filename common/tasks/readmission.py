@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import Range
-from common.tasks.objective import BINARY
+from common.tasks.objective import BINARY, REGRESSION
 from common.tasks.tabular import Tabular
 from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
 
@@ -53,8 +53,9 @@ BEFORE = (
     Column("number_inpatient", "number", "stays in hospital in the year before", "stays", 0, 25),
 )
 """What is known when the stay begins."""
+DAYS = Column("time_in_hospital", "number", "length of the stay", "days", 1, 14)
 STAY = (
-    Column("time_in_hospital", "number", "length of the stay", "days", 1, 14),
+    DAYS,
     Column("discharge_disposition_id", "code", "where the patient went"),
     Column("num_lab_procedures", "number", "laboratory tests of the stay", "tests", 0, 150),
     Column("num_procedures", "number", "other procedures of the stay", "procedures", 0, 10),
@@ -78,6 +79,9 @@ COUNTS = ("number_outpatient", "number_emergency", "number_inpatient")
 class Readmission:
     """Settings of the task."""
 
+    target: Annotated[
+        Literal["readmission", "stay"], "30-day readmission; or length of stay, from what is known when it begins"
+    ] = "readmission"
     model: Annotated[Literal["mlp", "logistic"], "network, or logistic regression"] = "mlp"
     hidden: Annotated[int, Range(1, 4096), "units of each of the two hidden layers"] = 64
     embedding: Annotated[int, Range(1, 1024), "learnt numbers a code, of the network"] = 4
@@ -89,17 +93,18 @@ class Readmission:
 
     def build(self) -> Task:
         """Return the task."""
+        stay = self.target == "stay"
         return Task(
             name="readmission",
-            title="Readmission within 30 days of diabetic patients",
+            title="Length of stay of diabetic patients" if stay else "Readmission within 30 days of diabetic patients",
             columns=self.table.columns,
-            label="readmitted",
-            classes=("no", "within 30 days"),
-            objective=BINARY,
+            label="time_in_hospital" if stay else "readmitted",
+            classes=("patients",) if stay else ("no", "within 30 days"),
+            objective=REGRESSION if stay else BINARY,
             summarise=self.table.summarise,
             fit=self.table.fit,
             encode=self.encode,
-            classify=classify,
+            classify=one_class if stay else classify,
             build=self.network,
             noised=self.table.noised,
             remarks=self.table.remarks,
@@ -114,23 +119,39 @@ class Readmission:
     @property
     def table(self) -> Tabular:
         """Return the preprocessing."""
-        return Tabular(BEFORE + STAY, COUNTS, self.minimum_hospitals, self.minimum_records)
+        columns = BEFORE if self.target == "stay" else BEFORE + STAY
+        return Tabular(columns, COUNTS, self.minimum_hospitals, self.minimum_records)
 
     def encode(self, records: Records, preparation: Preparation) -> Examples:
-        """Return encoded rows and class numbers."""
-        return Examples(self.table.encode(records, preparation), classify(records))
+        """Return encoded rows, and class numbers or days."""
+        return Examples(
+            self.table.encode(records, preparation), days(records) if self.target == "stay" else classify(records)
+        )
 
     def network(self, preparation: Preparation) -> Any:
-        """Return the Keras model: encoded rows in, one logit out."""
+        """Return the Keras model: encoded rows in; one logit, or the days, out."""
         import keras
 
         inputs, hidden = self.table.inputs(preparation, self.embedding if self.model == "mlp" else 1)
         for layer in (1, 2) if self.model == "mlp" else ():
             hidden = keras.layers.Dense(self.hidden, activation="relu", name=f"hidden{layer}")(hidden)
             hidden = keras.layers.Dropout(self.dropout, name=f"dropout{layer}")(hidden)
-        return keras.Model(inputs, keras.layers.Dense(1, name="output")(hidden), name="readmission")
+        output = keras.layers.Dense(1, name="output")(hidden)
+        if self.target == "stay":
+            output = keras.layers.Rescaling(DAYS.high / 4, DAYS.high / 2, name="days")(output)
+        return keras.Model(inputs, output, name="readmission")
 
 
 def classify(records: Records) -> NDArray[np.int32]:
     """Return 1 where the patient came back within 30 days; without that column, 0."""
     return np.asarray(records.get("readmitted", np.zeros(rows_of(records)))).astype(np.int32)
+
+
+def days(records: Records) -> NDArray[np.float32]:
+    """Return the length of the stay, in days; without that column, 0."""
+    return np.asarray(records.get(DAYS.name, np.zeros(rows_of(records)))).astype(np.float32)
+
+
+def one_class(records: Records) -> NDArray[np.int32]:
+    """Return the class that all patients of an amount are in."""
+    return np.zeros(rows_of(records), np.int32)

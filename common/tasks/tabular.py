@@ -76,7 +76,7 @@ class Tabular:
         }
         if self.ranked:
             statistics["ranks"] = np.stack([_histogram(values, column) for values, column in self._ranked(records)])
-        return statistics | (self._codes(records) if self.coded else {})
+        return {**statistics, **(self._codes(records) if self.coded else {})}
 
     def fit(self, statistics: Statistics) -> Preparation:
         """Turn summed moments into mean and deviation, histograms into ranks, and counts of codes into lists.
@@ -92,7 +92,7 @@ class Tabular:
         preparation = {"mean": np.where(told, mean, middle).tolist(), "scale": np.where(told, scale, half).tolist()}
         if self.ranked:
             preparation["ranks"] = [_cumulated(row).tolist() for row in statistics["ranks"]]
-        return preparation | (self._lists(statistics) if self.coded else {})
+        return {**preparation, **(self._lists(statistics) if self.coded else {})}
 
     def encode(self, records: Records, preparation: Preparation) -> Array:
         """Return float32 ``(n, width)``: features in deviations from their mean (0 where missing), a flag a measured column, and a number a coded column."""

@@ -62,6 +62,7 @@ CHOICES = {name: Choice(name) for name in [*TASKS, "tiny"]} | {
     "heart logistic": Choice("heart", (("model", "logistic"), ("site_intercept", True))),
     "pneumonia batch": Choice("pneumonia", (("normalisation", "batch"), ("width", 4))),
     "readmission logistic": Choice("readmission", (("model", "logistic"), ("minimum_records", 1))),
+    "readmission stay": Choice("readmission", (("target", "stay"),)),
     "notes attention": Choice("notes", (("model", "attention"), ("classes", "a, b, c"), ("minimum_records", 1))),
 }
 MOMENTS = [name for name in CHOICES if not name.startswith(("notes", "readmission"))]
