@@ -101,8 +101,8 @@ def mapping_of(table: Table, task: Task, path: str = "data") -> DataMapping:
 
 
 def label_column(task: Task) -> Column:
-    """Return the label as a category whose codes are the class numbers."""
-    return Column(task.label, "category", "the class", codes=tuple(range(len(task.classes))))
+    """Return the label as a category whose codes are the class numbers, or as the amount it is."""
+    return task.amount or Column(task.label, "category", "the class", codes=tuple(range(len(task.classes))))
 
 
 def codes_of(task: Task, column: Column, codes: Mapping[str, Any]) -> dict[str, float]:
@@ -146,7 +146,7 @@ def commented(task: Task) -> str:
 
 
 def _described(column: Column, task: Task) -> str:
-    if column.name == task.label:
+    if column.name == task.label and not task.amount:
         return f"the label: {', '.join(f'{number} {name}' for number, name in enumerate(task.classes))}"
     return f"{column.meaning}; {column.kind}" + (
         f" from {column.low:g} to {column.high:g} {column.unit}" if column.unit else ""

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from common.config import Choice, RunConfig, merge, parse
 from common.tasks.heart import Heart
+from common.tasks.mimic import Mimic
 from common.tasks.notes import Notes
 from common.tasks.pneumonia import Pneumonia
 from common.tasks.readmission import Readmission
@@ -22,6 +23,7 @@ class Recipe(Protocol):
 TASKS: dict[str, type[Recipe]] = {
     "heart": Heart,
     "pneumonia": Pneumonia,
+    "mimic": Mimic,
     "notes": Notes,
     "readmission": Readmission,
 }

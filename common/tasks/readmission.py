@@ -108,11 +108,12 @@ class Readmission:
             build=self.network,
             noised=self.table.noised,
             remarks=self.table.remarks,
+            amount=DAYS if stay else None,
             parts={"head": ("output",), "embedding": ("embedding",)},
             summary=f"moments, histograms of {len(COUNTS)} counts, and every code that {self.minimum_records} or more of its records hold",
             defaults={
-                "rounds": 20,
-                "training": {"optimizer": "adam", "learning_rate": 0.001, "batch_size": 256, "epochs": 1},
+                "rounds": 11,
+                "training": {"optimizer": "adam", "learning_rate": 0.001, "batch_size": 256, "epochs": 3},
             },
         )
 
