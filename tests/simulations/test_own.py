@@ -1,6 +1,9 @@
 """A user's own task and data, and the skeletons that start one: they run as they are written."""
 
 import json
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,3 +126,17 @@ def test_only_a_simulation_reads_a_task_from_a_file():
 
     with pytest.raises(ConfigError, match="unknown task"):
         task_of(Choice("./anything.py:task"))
+
+
+def test_the_walk_through_of_the_docs_runs_on_its_real_file(here):
+    root = Path(own.__file__).parents[1]
+    page = (root / "docs" / "tasks.md").read_text(encoding="utf-8")
+    for name in ("my_heart.py", "heart.toml"):
+        (block,) = re.findall(rf"```\w+\n# {re.escape(name)}\n(.*?)```", page, re.DOTALL)
+        (here / name).write_text(block)
+    shutil.copy(root / "simulations" / "datasets" / "heart.csv", here)
+    population = populate(
+        scenarios.read(scenarios.find("./my_heart.py:task"), {"simulation": {"dataset": "heart.csv"}})
+    )
+    assert len(population.table) == 920
+    assert len(population.names) == 4
