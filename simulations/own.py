@@ -17,7 +17,7 @@ from client.data.schema import DataMapping
 from common.config import loads
 from common.errors import DataError, UsageError
 from common.tasks import TASKS, Recipe
-from common.tasks.task import Column, Task, rows_of
+from common.tasks.task import Column, Task
 from simulations.datasets.dataset import Dataset, File, Table
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq")
@@ -97,9 +97,10 @@ def table(name: str, task: Task) -> Table:
         raise DataError(
             f"{path.name}: row {_first_empty(hospitals)}, column {HOSPITAL!r}: expected the hospital's name"
         )
-    patients = np.arange(rows_of(records)) if read.patients is None else read.patients
     named = None if hospitals is None else hospitals.astype(str)
-    return Table(records, task.classify(records).astype(np.int64), task.classes, patients, named, target=task.label)
+    return Table(
+        records, task.classify(records).astype(np.int64), task.classes, read.patients, named, target=task.label
+    )
 
 
 def _module(path: Path) -> Any:

@@ -58,12 +58,12 @@ PATIENTS = {"diabetes130": 71_518, "mimic3-demo": 91}
 def test_a_data_set_keeps_its_contract(name):
     dataset, table = DATASETS[name], table_of(name)
     assert dataset.name == name
-    assert len(table) == dataset.rows == len(table.patient)
+    assert len(table) == dataset.rows == len(table.whose)
     # Where the data name patients, they may have several rows.
-    assert len(np.unique(table.patient)) == PATIENTS.get(name, len(table))
+    assert len(np.unique(table.whose)) == PATIENTS.get(name, len(table))
     assert all(len(column) == len(table) for column in table.records.values())
     assert set(table.label.tolist()) == set(range(len(table.classes)))
-    for optional in (table.hospital, table.test):
+    for optional in (table.patient, table.hospital, table.test):
         assert optional is None or len(optional) == len(table)
     assert all((dataset.title, dataset.origin, dataset.licence, dataset.citation))
     assert dataset.synthetic == ("SYNTHETIC" in dataset.title)
@@ -89,7 +89,7 @@ def test_no_row_stands_twice(name):
     table = table_of(name)
     rows = range(len(table))
     # Two patients may be alike in every column; one patient's stays are not.
-    named = table.patient if len(set(table.patient.tolist())) < len(table) else [""] * len(table)
+    named = table.whose if name in PATIENTS else [""] * len(table)
     where = table.hospital if table.hospital is not None else named
     seen = Counter(
         (where[row], *(str(v[row].tolist() if v.ndim > 1 else v[row]) for v in table.records.values())) for row in rows
