@@ -46,7 +46,7 @@ def join(folder: Path) -> "pd.DataFrame":
     rows["drugs"] = _drugs(folder, begin).reindex(rows.index, fill_value=0)
     labs = _labs(folder, begin)
     for item, column in LABS.items():
-        rows[column.name] = labs.xs(item, level="itemid") if item in labs.index.levels[1] else float("nan")
+        rows[column.name] = labs[labs.index.get_level_values("itemid") == item].droplevel("itemid")
     return rows.drop(columns=["admittime", "dischtime", "dob"])
 
 
@@ -64,7 +64,7 @@ def _drugs(folder: Path, begin: "pd.Series[Any]") -> "pd.Series[Any]":
     for piece in _pieces(folder, "PRESCRIPTIONS", ("hadm_id", "startdate", "drug")):
         day = piece["hadm_id"].map(begin).dt.normalize()
         kept.append(piece.loc[piece["startdate"] == day, ["hadm_id", "drug"]].drop_duplicates())
-    return pd.concat(kept).drop_duplicates().groupby("hadm_id").size()
+    return pd.Series(pd.concat(kept).drop_duplicates().groupby("hadm_id").size())
 
 
 def _labs(folder: Path, begin: "pd.Series[Any]") -> "pd.Series[Any]":
@@ -130,7 +130,9 @@ def _typed(cells: "pd.Series[Any]", file: str) -> "pd.Series[Any]":
         return cells
     bad = values.isna() & (cells.str.strip() != "")
     if bad.any():
-        raise DataError(f"{file}: row {int(bad.idxmax()) + 2}, column {name!r}: expected {form} or nothing")
+        raise DataError(
+            f"{file}: row {cells.index[bad.to_numpy().argmax()] + 2}, column {name!r}: expected {form} or nothing"
+        )
     return values
 
 

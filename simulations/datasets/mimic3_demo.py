@@ -22,9 +22,11 @@ FILES = (
 def read(folder: Path) -> Table:
     """Join the tables to one row an admission of a day or more."""
     rows = mimic.join(folder)
-    kinds = {column.name: object if column.kind == "code" else np.float64 for column in (*COLUMNS, DAYS)}
     records = {
-        name: rows[name].to_numpy(kind, na_value=None if kind is object else np.nan) for name, kind in kinds.items()
+        column.name: rows[column.name].fillna("").to_numpy(object)
+        if column.kind == "code"
+        else rows[column.name].to_numpy(np.float64)
+        for column in (*COLUMNS, DAYS)
     }
     label = rows[TARGET].to_numpy(np.int64)
     return Table(records | {TARGET: label}, label, ("discharged", "died"), rows["subject_id"].to_numpy(), target=TARGET)
