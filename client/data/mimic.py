@@ -131,7 +131,7 @@ def _typed(cells: "pd.Series[Any]", file: str) -> "pd.Series[Any]":
     bad = values.isna() & (cells.str.strip() != "")
     if bad.any():
         raise DataError(
-            f"{file}: row {cells.index[bad.to_numpy().argmax()] + 2}, column {name!r}: expected {form} or nothing"
+            f"{file}: row {cells.index[int(bad.to_numpy().argmax())] + 2}, column {name!r}: expected {form} or nothing"
         )
     return values
 
