@@ -12,6 +12,7 @@ COMMANDS = (
     "simulations.privacy_cli",
     "simulations.data_cli",
     "simulations.settings_cli",
+    "simulations.templates_cli",
     "server.cli",
     "client.cli",
 )

@@ -16,7 +16,7 @@ altered such that sums keep their meaning:
 
 *Guarantee*: of a model's judgement nothing leaves but functions of counts, each 0 or at least ``allow.smallest_cell``; no sum leaves in which a patient's own score or loss stands.
 
-*Edge cases*: a smallest cell of 1 changes nothing. The place of a group is the bin of one of its patients, so that a model may be made to whom this shows, with
+*Edge cases*: a smallest cell of 1 changes nothing. Models of amounts, survival and rankings are judged by exact sums, with no counts to compute them from; those leave under a smallest cell of 1 alone. The place of a group is the bin of one of its patients, so that a model may be made to whom this shows, with
 a chance of one in the group's size, that somebody of a class is in some bin; and answers for different models differ. Both are bounded by the questions that the policy allows a day. The sums of
 columns (``task/...``) are of no model's making and leave as they are where enough patients stand behind them.
 """
@@ -33,6 +33,10 @@ from common import metrics
 from common.errors import PolicyRefused
 
 Arrays = Mapping[str, NDArray[Any]]
+COUNTED = {"confusion", "histogram", "calibration", "losses"}
+"""What a model of classes is judged by: counts, and sums that follow from them."""
+SUMMED = ({"sums"}, {"pairs", "products", "likelihood"}, {"rows", "sums", "open", "recommended"})
+"""What models of amounts, survival and rankings are judged by: exact sums over patients."""
 
 
 def suppress(statistics: Arrays, policy: SitePolicy) -> dict[str, NDArray[Any]]:
@@ -72,11 +76,17 @@ def _counts(parts: Arrays, allow: Allow) -> Arrays:
 def _sums(parts: Arrays, allow: Allow) -> Arrays:
     """Screen the sums of a task's columns: a column known of too few patients is one that nobody knows."""
     _require(TASK, allow)
-    count = next((parts[name] for name in ("count", "records") if name in parts), None)
-    if count is None or not all(value.shape == count.shape or name == "hospitals" for name, value in parts.items()):
+    # What is known of how many patients stands in an array of the same shape as theirs; no two of these have one shape.
+    small = {
+        parts[name].shape: _small(parts[name], allow.smallest_cell)
+        for name in ("count", "records", "ranks")
+        if name in parts
+    }
+    if not all(value.shape in small or name == "hospitals" for name, value in parts.items()):
         raise _unknown(TASK)
-    small = _small(count, allow.smallest_cell)
-    kept = {name: np.where(small, 0, value) if value.shape == count.shape else value for name, value in parts.items()}
+    kept = {
+        name: np.where(small[value.shape], 0, value) if value.shape in small else value for name, value in parts.items()
+    }
     if {"count", "sum", "squares"} <= set(kept):
         kept |= _rounded_codes(kept, allow.smallest_cell)
     return kept
@@ -94,15 +104,14 @@ def _judged(parts: Arrays, allow: Allow) -> Arrays:
     """Screen how a model does on test patients; of a class with too few of them, no sum over all would hide them."""
     if not allow.metrics:
         return {}
-    if set(parts) == {"pairs", "products", "likelihood"}:
-        return {} if 0 < parts["likelihood"][1] < allow.smallest_cell else parts  # few deaths would show through
-    if set(parts) != {"confusion", "histogram", "calibration", "losses"}:
-        raise _unknown("test")
     least = allow.smallest_cell
-    if _small(parts["confusion"].sum(axis=1), least).any():
-        return {}
+    if set(parts) not in (COUNTED, *SUMMED):
+        raise _unknown("test")
     if least == 1:
         return parts
+    # Weights made for it could have an exact sum tell of one patient, and no count stands beside these that could stand for them.
+    if set(parts) in SUMMED or _small(parts["confusion"].sum(axis=1), least).any():
+        return {}
     gathered = {name: np.apply_along_axis(_gathered, -1, parts[name], least) for name in ("confusion", "histogram")}
     histogram, (count, hits, _) = gathered["histogram"], parts["calibration"]
     # In one row, so that misses too few to stand alone join hits of like scores.

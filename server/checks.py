@@ -22,7 +22,14 @@ from server.plan import Plan
 
 MOST = 1e15
 """Largest sum over its patients that a hospital may report: far beyond any real one, and far below where sums of them overflow."""
-DTYPES = {"number": np.float64, "category": np.float64, "image": np.uint8, "text": np.object_, "sequence": np.object_}
+DTYPES = {
+    "number": np.float64,
+    "category": np.float64,
+    "code": np.object_,
+    "image": np.uint8,
+    "text": np.object_,
+    "sequence": np.object_,
+}
 LEAST = 1e-100
 """Smallest sum but 0: far below any real one, and far above where dividing by it overflows."""
 

@@ -87,6 +87,8 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
         raise ConfigError(f"{folder}: its checkpoint is of a run with other settings; choose another folder")
     fleet = _enrol(grid, plan, int(saved.facts.get("hospitals", 0)) if saved else 0)
     preparation = saved.facts["preparation"] if saved else plan.task.fit(fleet.statistics)
+    for remark in plan.task.remarks(preparation) if plan.task.remarks else ():
+        _log.warning("before training: %s", remark)
     network = networks.build(plan.task, preparation, plan.local_parts, plan.config.seed)
     if plan.config.privacy.at_hospitals:
         dpsgd.check(network.model)

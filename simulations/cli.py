@@ -15,9 +15,15 @@ if TYPE_CHECKING:
     from simulations.scenario import Scenario
 
 EXAMPLE = "example: fedward simulate heart --rounds 10 --set strategy.name=fedprox --set strategy.mu=0.1"
-SCENARIO = "a task or scenario by name, or the path of a scenario file (.toml)"
+SCENARIO = "a task or scenario by name, the path of a scenario file (.toml), or your own task as FILE.py:NAME"
 # Options that are short for a --set, with the setting they set.
 SHORT = {
+    "data": (
+        "simulation.dataset",
+        str,
+        "FILE",
+        "your own data in place of the scenario's: a table, or a folder of images",
+    ),
     "hospitals": ("simulation.hospitals", int, "N", "count of virtual hospitals"),
     "partition": (
         "simulation.partition",
@@ -99,11 +105,12 @@ def simulate(args: argparse.Namespace) -> int:
     """Run ``fedward simulate``."""
     _start_flower()
     scenario, resumed = _opened(args)
+    from common.tasks import task_of
     from server import records
     from simulations import run
     from simulations.live import Live
 
-    folder = resumed or records.new_folder(args.out, scenario.run.task.name)
+    folder = resumed or records.new_folder(args.out, task_of(scenario.run.task).name)
     again = shlex.join(["fedward", "simulate", str(folder / run.CONFIG)])
     command = again if resumed else shlex.join(["fedward", *sys.argv[1:]])
     with Live(quiet=args.json) as live:

@@ -19,9 +19,8 @@ from common.errors import ConfigError
 from common.network import seed_for
 from common.tasks import task_of
 from common.tasks.task import Array, rows_of, take
-from simulations import partition, secagg
+from simulations import own, partition, secagg
 from simulations import scenario as scenarios
-from simulations.datasets import dataset_of
 from simulations.datasets.dataset import Dataset, Table
 from simulations.datasets.fetch import load
 from simulations.scenario import FaultsConfig, Scenario
@@ -89,13 +88,13 @@ def populate(scenario: Scenario, secret: bytes | None = None) -> Population:
         When the data set is not here, or damaged.
     """
     settings, seed = scenario.simulation, scenario.run.seed
-    task, dataset = task_of(scenario.run.task), dataset_of(settings.dataset)
-    if dataset.task != task.name:
+    task, dataset = task_of(scenario.run.task), scenarios.dataset_of(settings.dataset)
+    if dataset.task and dataset.task != task.name:
         raise ConfigError(
             f"simulation.dataset: {dataset.name!r} serves the task {dataset.task!r}, and the run learns {task.name!r}"
         )
-    table = load(dataset)
-    if table.classes != task.classes:
+    table = load(dataset) if dataset.task else own.table(settings.dataset, task)
+    if table.classes != task.classes and len(task.classes) > 1:
         raise ConfigError(
             f"task.classes: {dataset.name!r} has the classes {','.join(table.classes)}, and the run learns {','.join(task.classes)}"
         )

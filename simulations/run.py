@@ -262,7 +262,7 @@ def _record(scenario: Scenario, population: Population, outcome: Outcome, name: 
             "sha256": {file.name: list(file.checksums) for file in dataset.files},
             "rows": len(table),
             "duplicates_removed": table.duplicates_removed,
-            "public": True,
+            "public": bool(dataset.task),
         },
         "classes": list(task.classes),
         "hospitals": [asdict(member) for member in outcome.members],

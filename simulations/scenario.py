@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from common.config import FRACTION, Range, RunConfig, as_table, check_keys, dumps, loads, merge, parse
 from common.errors import ConfigError, UsageError, nearest
 from common.tasks import read_run
-from simulations.datasets import dataset_of
+from simulations import datasets, own
 from simulations.datasets.dataset import Dataset
 from simulations.datasets.fetch import absence, is_here
 
@@ -35,7 +35,9 @@ class FaultsConfig:
 class SimulationConfig:
     """Where the virtual hospitals and their patients come from."""
 
-    dataset: Annotated[str, "name of the data set; see 'fedward data list'"]
+    dataset: Annotated[
+        str, "name of the data set, see 'fedward data list'; or the path of a table or a folder of images"
+    ]
     otherwise: Annotated[str, "data set to take when that one is not on this computer; empty for none"] = ""
     hospitals: Annotated[int, Range(0, 1_000_000), "count of virtual hospitals; 0 for those of the data"] = 0
     partition: Annotated[str, "how patients are dealt to hospitals: KIND or KIND:X"] = "natural"
@@ -87,6 +89,8 @@ def find(word: str) -> dict[str, Any]:
         When there is no such scenario or file.
     """
     path = Path(word)
+    if own.is_task(word):
+        return {"task": {"name": word}, "simulation": {}}
     if path.suffix == ".toml":
         try:
             return loads(path.read_text(encoding="utf-8"), str(path))
@@ -124,8 +128,17 @@ def read(tables: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> Sc
     dataset = _present(settings)
     if isinstance(merged.get("task"), str):
         merged["task"] = {"name": merged["task"]}
-    suited = {"task": {"name": dataset.task, **dataset.task_settings}}
-    return Scenario(read_run(merge(suited, merged)), replace(settings, dataset=dataset.name, otherwise=""))
+    suited = {"task": {"name": dataset.task, **dataset.task_settings}} if dataset.task else {}
+    settled = merge(suited, merged)
+    name = str(settled.get("task", {}).get("name", ""))
+    if own.is_task(name):
+        own.add_task(name)
+    return Scenario(read_run(settled), replace(settings, dataset=dataset.name, otherwise=""))
+
+
+def dataset_of(name: str) -> Dataset:
+    """Return a data set by name, or the user's own file by its path."""
+    return own.dataset_of(name) if own.is_data(name) else datasets.dataset_of(name)
 
 
 def _present(settings: SimulationConfig) -> Dataset:

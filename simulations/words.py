@@ -19,6 +19,9 @@ METRICS = {
     "log_loss": "Log loss",
     "brier": "Brier score",
     "c_index": "C-index",
+    "mae": "Mean absolute error",
+    "rmse": "Root mean squared error",
+    "r2": "R2",
 }
 ENDLESS = 10_000
 """Columns of an output that is no terminal: whoever reads it wants whole lines."""

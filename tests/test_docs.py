@@ -103,8 +103,8 @@ def _module(monkeypatch, name, source):
 
 def test_the_task_that_the_docs_write_runs(tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
-    ask, task, data = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (scenario,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    ask, _own, task, data = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    _mapping, scenario = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     monkeypatch.setitem(TASKS, "fever", _module(monkeypatch, "common.tasks.fever", task).Fever)
     monkeypatch.setitem(DATASETS, "fever", _module(monkeypatch, "simulations.datasets.fever", data).FEVER)
     (tmp_path / "fever.toml").write_text(scenario)

@@ -133,6 +133,13 @@ def sequences(cells: Sequence[str], place: Place, draft: Draft) -> Array:
     return values
 
 
+def codes(cells: Sequence[str], place: Place) -> Array:
+    """Return a column of codes as they stand, outer spaces stripped; a missing one is empty. Any text may be a code."""
+    values = np.full(len(cells), "", object)
+    values[:] = ["" if fold(cell) in place.missing else cell.strip() for cell in cells]
+    return values
+
+
 def dates(cells: Sequence[str], place: Place, draft: Draft) -> NDArray[np.float64]:
     """Return a column of dates as days since 31 December of the year 0; missing and bad cells are NaN."""
     values = np.full(len(cells), np.nan)

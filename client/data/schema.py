@@ -101,8 +101,8 @@ def mapping_of(table: Table, task: Task, path: str = "data") -> DataMapping:
 
 
 def label_column(task: Task) -> Column:
-    """Return the label as a category whose codes are the class numbers."""
-    return Column(task.label, "category", "the class", codes=tuple(range(len(task.classes))))
+    """Return the label as a category whose codes are the class numbers, or as the amount it is."""
+    return task.amount or Column(task.label, "category", "the class", codes=tuple(range(len(task.classes))))
 
 
 def codes_of(task: Task, column: Column, codes: Mapping[str, Any]) -> dict[str, float]:
@@ -146,7 +146,7 @@ def commented(task: Task) -> str:
 
 
 def _described(column: Column, task: Task) -> str:
-    if column.name == task.label:
+    if column.name == task.label and not task.amount:
         return f"the label: {', '.join(f'{number} {name}' for number, name in enumerate(task.classes))}"
     return f"{column.meaning}; {column.kind}" + (
         f" from {column.low:g} to {column.high:g} {column.unit}" if column.unit else ""
@@ -221,7 +221,7 @@ def _check_kind(how: ColumnMapping, column: Column, task: Task, path: str) -> No
         raise ConfigError(f"{path}: unit and date are for numbers; this column is a {column.kind}")
     if how.date and (units.canonical(column.unit) != "days" or "%" not in how.date):
         raise ConfigError(f"{path}.date: expected a form such as %Y-%m-%d, and a column of the task in days")
-    if how.absent and (column.name == task.label or column.kind not in ("number", "category")):
+    if how.absent and (column.name == task.label or column.kind not in ("number", "category", "code")):
         raise ConfigError(f"{path}.absent: the label, images, texts and sequences can't be absent")
     try:
         units.convert(np.zeros(1), column, how.unit, how.substance)

@@ -121,7 +121,7 @@ def taken(
         return Imported(report, left_out=left_out or {})
     good = np.array([position for position in range(report.rows) if position not in draft.bad], np.int64)
     records = take(records, good)
-    records[task.label] = records[task.label].astype(np.int64)
+    records[task.label] = records[task.label].astype(np.float64 if task.amount else np.int64)
     return Imported(report, records, None if patients is None else patients[good], left_out or {})
 
 
@@ -317,7 +317,9 @@ def _values(
 ) -> Array:
     place = cells.place_of(column, mapping)
     if place.how.absent:
-        return np.full(len(sheet.rows), np.nan)
+        return np.full(
+            len(sheet.rows), "" if column.kind == "code" else np.nan, object if column.kind == "code" else float
+        )
     values = sheet.column(places[column.name])
     if column.kind in ("text", "sequence"):
         return (cells.texts if column.kind == "text" else cells.sequences)(values, place, draft)
@@ -330,7 +332,16 @@ def _values(
             "identifier", "holds identity or telephone numbers, not measurements; name another column", place.shown
         )
         return np.full(len(values), np.nan)
-    return cells.numbers(values, place, draft)
+    return cells.codes(values, place) if column.kind == "code" else _amounts(values, place, task, draft)
+
+
+def _amounts(values: list[str], place: cells.Place, task: Task, draft: Draft) -> Array:
+    """Return a column of numbers; of the label none may be missing."""
+    amounts = cells.numbers(values, place, draft)
+    for position in np.flatnonzero(np.isnan(amounts)).tolist() if place.column.name == task.label else ():
+        if position not in draft.bad:
+            draft.cell("missing label", f"expected a number of {place.column.unit}", position, place.shown)
+    return amounts
 
 
 def _intervals(

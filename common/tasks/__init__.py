@@ -7,9 +7,11 @@ from typing import Any, Protocol
 from common.config import Choice, RunConfig, merge, parse
 from common.errors import ConfigError
 from common.tasks.heart import Heart
+from common.tasks.mimic import Mimic
 from common.tasks.notes import Notes
 from common.tasks.peptides import Peptides
 from common.tasks.pneumonia import Pneumonia
+from common.tasks.readmission import Readmission
 from common.tasks.splice import Splice
 from common.tasks.survival import Survival
 from common.tasks.task import Task
@@ -25,10 +27,12 @@ class Recipe(Protocol):
 TASKS: dict[str, type[Recipe]] = {
     "heart": Heart,
     "pneumonia": Pneumonia,
+    "mimic": Mimic,
     "notes": Notes,
     "splice": Splice,
     "survival": Survival,
     "peptides": Peptides,
+    "readmission": Readmission,
 }
 
 SWITCHES = {"privacy": "epsilon", "secure": "aggregation"}

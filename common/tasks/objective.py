@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common import metrics
+from common import metrics, regression
 from common.metrics import Estimate
 from common.statistics import Statistics
 
@@ -83,6 +83,16 @@ def squared_margins(outputs: NDArray[np.float32]) -> Scores:
     return _softmax(2.0 * outputs)
 
 
+def _squared_loss(labels: Any, outputs: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.square(outputs[:, 0] - labels)
+
+
+def _amounts(outputs: NDArray[np.float32]) -> Scores:
+    return outputs[:, :1].astype(np.float64)
+
+
 _METRICS: dict[str, Any] = {
     "summarise": metrics.summarise,
     "values": metrics.values,
@@ -97,3 +107,19 @@ MULTICLASS = Objective(
     _class_loss, _softmax, **_METRICS, headline="macro_f1", shown=("macro_f1", "auroc", "accuracy", "brier")
 )
 """Two or more classes, one output each: logits."""
+REGRESSION = Objective(
+    _squared_loss,
+    _amounts,
+    regression.summarise,
+    regression.values,
+    regression.compute,
+    regression.curves,
+    regression.compare,
+    regression.differences,
+    headline="mae",
+    shown=("mae", "rmse", "r2"),
+    criterion="rmse",
+    label_dtype="float32",
+    width=1,
+)
+"""An amount from 0 up, one output: the amount itself."""

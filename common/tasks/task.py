@@ -26,10 +26,10 @@ Preparation = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the raw data. ``codes`` are the allowed values of a category; ``missing`` are values that mean 'not measured'; ``letters`` those that a sequence may have."""
+    """One column of the raw data. ``codes`` are the allowed values of a category; a ``code`` is a text of a list that nobody knows beforehand, empty where missing; ``missing`` are numbers that mean 'not measured'; ``letters`` those that a sequence may have."""
 
     name: str
-    kind: Literal["number", "category", "image", "text", "sequence"]
+    kind: Literal["number", "category", "code", "image", "text", "sequence"]
     meaning: str
     unit: str = ""
     low: float = float("-inf")
@@ -59,7 +59,7 @@ class Task:
     one at the hospital. ``local`` are the parts that the task itself keeps there. ``defaults`` are run settings that suit the task,
     laid under what the user sets. ``classify`` gives the class numbers of rows, from 0, by which patients are counted and split; a task without classes names one that holds all. ``xla`` says that the compiled local epoch is faster under XLA (measured by ``benchmarks/compilers.py``).
     ``noised`` gives the statistics with enough `Noise` for one row, and may drop what drowns in it; a task without it tells nothing of a hospital under differential privacy,
-    and ``fit`` has to do with zeros. ``summary`` says in words what ``summarise`` tells of a hospital's patients, for the privacy statement of a run.
+    and ``fit`` has to do with zeros. ``amount`` describes the label where it is a number and not a class. ``remarks`` says, before training, what of the preparation somebody should look at. ``summary`` says in words what ``summarise`` tells of a hospital's patients, for the privacy statement of a run.
     ``learner`` fits the model by sums over patients instead of by gradients at each hospital.
     """
 
@@ -80,6 +80,8 @@ class Task:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     xla: bool = False
     noised: Callable[[Statistics, Noise], Statistics] | None = None
+    remarks: Callable[[Preparation], list[str]] | None = None
+    amount: Column | None = None
     summary: str = "count, sum and sum of squares of every feature"
     learner: Learner | None = None
 

@@ -2,8 +2,10 @@
 
 from common.errors import UsageError, nearest
 from simulations.datasets.dataset import Dataset
+from simulations.datasets.diabetes130 import DIABETES130
 from simulations.datasets.heart import HEART
 from simulations.datasets.heart_flamby import HEART_FLAMBY
+from simulations.datasets.mimic3_demo import MIMIC3_DEMO
 from simulations.datasets.mtsamples import MTSAMPLES
 from simulations.datasets.notes_synthetic import NOTES_SYNTHETIC
 from simulations.datasets.peptides import PEPTIDES
@@ -14,8 +16,10 @@ from simulations.datasets.splice import SPLICE
 from simulations.datasets.tcga_brca import TCGA_BRCA
 
 DATASETS: dict[str, Dataset] = {
+    "diabetes130": DIABETES130,
     "heart": HEART,
     "heart-flamby": HEART_FLAMBY,
+    "mimic3-demo": MIMIC3_DEMO,
     "mtsamples": MTSAMPLES,
     "notes-synthetic": NOTES_SYNTHETIC,
     "peptides": PEPTIDES,

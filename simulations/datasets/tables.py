@@ -2,9 +2,11 @@
 
 import csv
 import gzip
+import zipfile
 import zlib
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,7 @@ from common.tasks.sequences import Kind
 from simulations.datasets.dataset import Table
 
 
-def read_csv(path: Path, columns: Sequence[str], named: Sequence[str] = ()) -> dict[str, list[str]]:
+def read_csv(path: Path | zipfile.Path, columns: Sequence[str], named: Sequence[str] = ()) -> dict[str, list[str]]:
     """Read the named columns of a UTF-8 CSV file, gzipped or not, as text; ``named`` are all of its columns where its first row does not tell them.
 
     Raises
@@ -22,9 +24,8 @@ def read_csv(path: Path, columns: Sequence[str], named: Sequence[str] = ()) -> d
     DataError
         For a file that is no such text, an absent column or a row of another length; the message names file and column or row.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8", newline="") as file:
+        with _opened(path) as file:
             header, *rows = csv.reader(file)
             header = list(named) or header
     except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
@@ -38,6 +39,12 @@ def read_csv(path: Path, columns: Sequence[str], named: Sequence[str] = ()) -> d
         if len(row) != len(header):
             raise DataError(f"{path.name}: row {number} has {len(row)} cells, the header has {len(header)}")
     return {column: [row[header.index(column)] for row in rows] for column in columns}
+
+
+def _opened(path: Path | zipfile.Path) -> IO[str]:
+    if isinstance(path, Path) and path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
+    return cast("IO[str]", path.open("r", encoding="utf-8", newline=""))
 
 
 def numbers(cells: Sequence[str], file: str, column: str) -> NDArray[np.float64]:

@@ -334,6 +334,15 @@ RECORDS = {
         "text": np.array([" ".join(draw.choice(["fever", "cough", "pain", "rash"], 6)) for _ in range(200)], object),
         "label": draw.integers(0, 2, 200),
     },
+    "readmission": lambda draw: (
+        {
+            column.name: draw.choice(["428", "V27"], 200).astype(object)
+            if column.kind == "code"
+            else draw.integers(0, 2, 200).astype(float)
+            for column in TASKS["readmission"]().build().columns
+        }
+        | {"readmitted": draw.integers(0, 2, 200)}
+    ),
 }
 
 

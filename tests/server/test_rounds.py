@@ -16,7 +16,7 @@ from common.config import Choice
 from common.errors import ConfigError, QuorumError
 from common.network import initial
 from common.tasks import read_run, task_of
-from common.tasks.heart import expand
+from common.tasks.heart import TABLE
 from server import models, rounds
 from server.plan import Plan
 from server.records import RoundRecord, sha256
@@ -384,7 +384,7 @@ class TestEnrolment:
 
 class TestOracle:
     def test_federated_moments_are_those_of_all_patients_in_one_place(self, federation, honest):
-        pooled = np.concatenate([expand(hospital.train) for hospital in federation.hospitals])
+        pooled = np.concatenate([TABLE.expand(hospital.train) for hospital in federation.hospitals])
         preparation = json.loads(honest.model.preparation)
         np.testing.assert_allclose(preparation["mean"], np.nanmean(pooled, axis=0), rtol=1e-12)
         np.testing.assert_allclose(preparation["scale"], np.nanstd(pooled, axis=0), rtol=1e-9)

@@ -57,8 +57,8 @@ def test_noised_counts_keep_common_words_and_hardly_any_that_no_record_has():
 def test_without_any_the_preparation_is_that_of_public_ranges():
     nothing = {name: np.zeros(1) for name in ("count", "sum", "squares")}
     assert pneumonia.fit(nothing) == {"mean": 128.0, "scale": 64.0}
-    features = len(heart.ranges()[0])
-    made = heart.fit({name: np.zeros(features) for name in nothing})
+    features = len(heart.TABLE.ranges()[0])
+    made = heart.TABLE.fit({name: np.zeros(features) for name in nothing})
     assert made["mean"][0] == 59.0  # the middle of ages from 18 to 100
     assert made["scale"][0] == 20.5
     assert all(scale > 0 for scale in made["scale"])
