@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from common.config import Choice, RunConfig, merge, parse
+from common.tasks.cells import Cells
 from common.tasks.heart import Heart
 from common.tasks.notes import Notes
 from common.tasks.pneumonia import Pneumonia
@@ -22,6 +23,7 @@ TASKS: dict[str, type[Recipe]] = {
     "heart": Heart,
     "pneumonia": Pneumonia,
     "notes": Notes,
+    "cells": Cells,
 }
 
 

@@ -1,6 +1,8 @@
 """DATASETS: the one place where a name becomes a data set."""
 
 from common.errors import UsageError, nearest
+from simulations.datasets.blood_cells import BLOOD_CELLS
+from simulations.datasets.blood_cells_synthetic import BLOOD_CELLS_SYNTHETIC
 from simulations.datasets.dataset import Dataset
 from simulations.datasets.heart import HEART
 from simulations.datasets.heart_flamby import HEART_FLAMBY
@@ -11,6 +13,8 @@ from simulations.datasets.pneumonia_synthetic import PNEUMONIA_SYNTHETIC
 from simulations.datasets.questions_zh import QUESTIONS_ZH
 
 DATASETS: dict[str, Dataset] = {
+    "blood-cells": BLOOD_CELLS,
+    "blood-cells-synthetic": BLOOD_CELLS_SYNTHETIC,
     "heart": HEART,
     "heart-flamby": HEART_FLAMBY,
     "mtsamples": MTSAMPLES,
