@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from common.config import Choice, RunConfig, merge, parse
 from common.tasks.cells import Cells
+from common.tasks.cells_vgg16 import CellsVgg16
 from common.tasks.heart import Heart
 from common.tasks.notes import Notes
 from common.tasks.pneumonia import Pneumonia
@@ -24,6 +25,7 @@ TASKS: dict[str, type[Recipe]] = {
     "pneumonia": Pneumonia,
     "notes": Notes,
     "cells": Cells,
+    "cells-vgg16": CellsVgg16,
 }
 
 
