@@ -7,6 +7,7 @@ they run once for each picture. Nothing here downloads, and without the file not
 import hashlib
 import json
 import os
+import random
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -213,11 +214,15 @@ def find(name: str) -> Path:
         path = Path(named) / kind.file if Path(named).is_dir() else Path(named)
         if path.is_file():
             return path
-        raise DataError(f"{path}: the weights of the base {name!r} are not there; {FOLDER} names the file, or a folder that holds it")
+        raise DataError(
+            f"{path}: the weights of the base {name!r} are not there; {FOLDER} names the file, or a folder that holds it"
+        )
     cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models" / kind.file
     if kind.md5 and cache.is_file():
         if hashlib.md5(cache.read_bytes(), usedforsecurity=False).hexdigest() != kind.md5:
-            raise DataError(f"{cache}: damaged or another version (its MD5 is not Keras's {kind.md5}); delete it and have Keras fetch it again")
+            raise DataError(
+                f"{cache}: damaged or another version (its MD5 is not Keras's {kind.md5}); delete it and have Keras fetch it again"
+            )
         return cache
     raise DataError(_absence(name, kind))
 
@@ -275,15 +280,19 @@ def load(name: str, sha256: str, side: int) -> Base:
 @lru_cache(maxsize=2)
 def _load(name: str, path: Path, _sha256: str, side: int) -> Base:
     backend.start()
-    kind = KINDS[name]
+    kind, drawn = KINDS[name], random.getstate()
     try:
         model = kind.open(path, side)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: is no network of the kind {name!r} for pictures of {side} pixels ({type(error).__name__}); {_absence(name, kind)}") from None
+        raise DataError(
+            f"{path}: is no network of the kind {name!r} for pictures of {side} pixels ({type(error).__name__}); take the file that Keras publishes as {kind.file}, or with the base 'own' the model.keras of a run of Fedward's"
+        ) from None
+    finally:
+        # Keras draws the seeds of initial weights that are overwritten here; those of the model being built must not depend on whether this was done before.
+        random.setstate(drawn)
     import keras
 
     convolutions = [layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     if model.input_shape[-1] not in (1, 3) or not convolutions:
         raise DataError(f"{path}: expected a network with convolutions over grey or coloured pictures")
     return Base(model, kind.block or convolutions[-1], kind.prepare)
-

@@ -13,7 +13,9 @@ from common.tasks.objective import MULTICLASS
 from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
 
 CLASSES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil")
-COLUMNS = (Column("image", "image", "one white blood cell under the microscope", "level", 0, 255, shape=pictures.SHAPE),)
+COLUMNS = (
+    Column("image", "image", "one white blood cell under the microscope", "level", 0, 255, shape=pictures.SHAPE),
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,9 @@ class Cells(pictures.Changes):
     side: Annotated[
         int, Range(32, pictures.SIDE), "pixels of a side that the network sees; images are scaled down to it"
     ] = pictures.SIDE
-    width: Annotated[int, Range(1, 1024), "filters of the first convolution; the second has twice, the third four times as many"] = 32
+    width: Annotated[
+        int, Range(1, 1024), "filters of the first convolution; the second has twice, the third four times as many"
+    ] = 32
     hidden: Annotated[int, Range(1, 4096), "units of the dense layer"] = 512
     dropout: Annotated[float, Range(0, 0.9), "share of the dense layer's outputs dropped in training"] = 0.5
     normalisation: Annotated[Literal["none", "batch"], "batch normalisation after each convolution"] = "none"

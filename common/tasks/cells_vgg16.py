@@ -93,4 +93,3 @@ class CellsVgg16:
 def summarise(records: Records) -> Statistics:
     """Return the count of images: the base brings its own standardisation."""
     return {"images": np.array([float(rows_of(records))])}
-

@@ -28,7 +28,9 @@ class Changes:
     zoom: Annotated[float, Range(0, 0.9), "augmentation: largest change of size, as a share"] = 0.1
     brightness: Annotated[float, FRACTION, "augmentation: largest change of brightness, as a share of white"] = 0.1
     colour: Annotated[
-        float, FRACTION, "augmentation: largest change of each colour by itself, as a share, as stains and cameras differ"
+        float,
+        FRACTION,
+        "augmentation: largest change of each colour by itself, as a share, as stains and cameras differ",
     ] = 0.1
 
     def augment(self, images: Any, seed: Any) -> Any:
@@ -117,4 +119,7 @@ def fit(statistics: Statistics) -> Preparation:
     if not ((mean >= 0) & (mean <= 255)).all():
         return {"mean": [128.0] * 3, "scale": [64.0] * 3}
     variance = statistics["squares"] / count - mean**2
-    return {"mean": mean.tolist(), "scale": np.where(variance > 1e-6, np.sqrt(np.maximum(variance, 1e-6)), 1.0).tolist()}
+    return {
+        "mean": mean.tolist(),
+        "scale": np.where(variance > 1e-6, np.sqrt(np.maximum(variance, 1e-6)), 1.0).tolist(),
+    }

@@ -42,7 +42,9 @@ def _names(folder: Path) -> list[str]:
     for name, checksum in images.items():
         path = folder / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
-            raise DataError(f"{path}: absent, damaged or another version; copy it again, in the form that 'fedward data show blood-cells' tells")
+            raise DataError(
+                f"{path}: absent, damaged or another version; copy it again, in the form that 'fedward data show blood-cells' tells"
+            )
     return list(images)
 
 
@@ -53,7 +55,7 @@ BLOOD_CELLS = Dataset(
     origin="github.com/zxaoyou/segmentation_WBC: Jiangxi Tecom (300 images) and the CellaVision blog (100)",
     licence="GPL-3.0; the authors ask for acknowledgement",
     citation="Zheng et al. 2018, Micron 107:55-71",
-    rows=400,
+    rows=399,
     read=read,
     folder="wbc-colour",
     files=(

@@ -267,8 +267,14 @@ class TestCounts:
         assert "888" not in str(caught.value)
 
 
+def cells(draw):
+    return {"image": draw.integers(0, 256, (200, 224, 224, 3), np.uint8), "label": draw.integers(0, 5, 200)}
+
+
 RECORDS = {
     "heart": None,
+    "cells": cells,
+    "cells-vgg16": cells,
     "pneumonia": lambda draw: {
         "image": draw.integers(0, 256, (200, 28, 28)).astype(np.uint8),
         "label": draw.integers(0, 2, 200),

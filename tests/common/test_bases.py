@@ -3,7 +3,6 @@
 import doctest
 import hashlib
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 
 from client.hospital import Hospital
 from client.worker import Worker
-from common import backend, flower, network
+from common import flower, network
 from common.config import parse
 from common.errors import ConfigError, DataError
 from common.tasks import TASKS, bases, pictures, read_run
@@ -20,31 +19,10 @@ from server import rounds
 from server.plan import Plan
 from simulations.engines import grid_of
 from simulations.hospitals import seats_of
+from tests.weights import make_base
 
 SIDE = 32
 SETTINGS = {"base": "own", "side": SIDE, "hidden": 8}
-
-
-backend.start()  # before a test imports Keras by itself
-
-
-def make_base(path, channels=3, seed=1):
-    """Write a network as `fedward simulate cells` trains them, smaller: two convolutions with normalisation, and a head for pictures of another size."""
-    import keras
-
-    keras.utils.set_random_seed(seed)
-    inputs = keras.Input((24, 24, channels))
-    maps = keras.layers.Rescaling(1 / 64, -2.0)(inputs)
-    for filters in (4, 6):
-        maps = keras.layers.Conv2D(filters, 3)(maps)
-        maps = keras.layers.BatchNormalization()(maps)
-        maps = keras.layers.Activation("relu")(keras.layers.MaxPooling2D(2)(maps))
-    model = keras.Model(inputs, keras.layers.Dense(5)(keras.layers.Flatten()(maps)))
-    for weight in model.weights:  # moving statistics that are not the first ones
-        weight.assign(weight + keras.random.uniform(weight.shape, 0, 0.3, seed=seed))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    model.save(path)
-    return model
 
 
 @pytest.fixture
@@ -89,7 +67,9 @@ class TestFiles:
             task_with(base=name).fit({"images": np.ones(1)})
 
     def test_the_error_says_what_to_do(self, nowhere):
-        with pytest.raises(DataError, match=r"keras\.applications\.VGG16\(include_top=False\).*or train a base with Fedward"):
+        with pytest.raises(
+            DataError, match=r"keras\.applications\.VGG16\(include_top=False\).*or train a base with Fedward"
+        ):
             bases.find("vgg16")
 
     def test_keras_s_own_download_counts_with_keras_s_own_checksum(self, nowhere, monkeypatch):
@@ -163,7 +143,9 @@ class TestFeatures:
         base = bases.load("own", bases.digest("own"), SIDE)
         asked = []
         functions = dict(base._functions)
-        monkeypatch.setitem(base.__dict__, "_functions", {True: lambda batch: asked.append(1) or functions[True](batch)})
+        monkeypatch.setitem(
+            base.__dict__, "_functions", {True: lambda batch: asked.append(1) or functions[True](batch)}
+        )
         base.known.clear()
         first = base.features(images(20), whole=True)
         again = base.features(images(20)[::-1], whole=True)[::-1]
@@ -192,7 +174,9 @@ class TestRound:
     def run(self, settings, number=1):
         tables = {"task": {"name": "cells-vgg16", **SETTINGS, **settings}, "rounds": number}
         worker = Worker()
-        hospitals = [Hospital(name, *(records(6, seed + part) for part in range(3))) for seed, name in ((1, "a"), (9, "b"))]
+        hospitals = [
+            Hospital(name, *(records(6, seed + part) for part in range(3))) for seed, name in ((1, "a"), (9, "b"))
+        ]
         with flower.identity(1):
             return rounds.run(grid_of(seats_of(hospitals, worker, bytes(32))), Plan(read_run(tables)))
 
@@ -242,14 +226,16 @@ class TestRound:
 @pytest.mark.parametrize(("name", "channels"), [("mobilenet", 576), ("vgg16", 512)])
 def test_the_networks_of_keras_are_cut_where_their_last_block_begins(name, channels, tmp_path, monkeypatch):
     """With weights drawn for this test alone, in the files' own form."""
+    import h5py
     import keras
+    from keras.src.legacy.saving import legacy_h5_format
 
     keras.utils.set_random_seed(1)
     make = {"mobilenet": keras.applications.MobileNetV3Small, "vgg16": keras.applications.VGG16}[name]
     model = make(include_top=False, weights=None, input_shape=(SIDE, SIDE, 3))
     path = tmp_path / bases.KINDS[name].file
-    model.save_weights(tmp_path / "saved.weights.h5")
-    shutil.move(tmp_path / "saved.weights.h5", path)
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, model)
     monkeypatch.setenv(bases.FOLDER, str(path))
     base = bases.load(name, bases.digest(name), SIDE)
     inputs = keras.Input(base.shape(whole=False))

@@ -14,6 +14,7 @@ from common.statistics import total
 from common.tasks import TASKS
 from common.tasks.objective import BINARY
 from common.tasks.task import Column, Examples, Task, rows_of, take
+from tests.weights import make_base
 
 WORDS = ["fever", "cough", "pain", "血", "压", "高", "160", "left"]
 
@@ -60,9 +61,24 @@ def build_tiny(_preparation):
 CHOICES = {name: Choice(name) for name in [*TASKS, "tiny"]} | {
     "heart logistic": Choice("heart", (("model", "logistic"), ("site_intercept", True))),
     "pneumonia batch": Choice("pneumonia", (("normalisation", "batch"), ("width", 4))),
+    # A network as of 224 pixels would take the contract minutes; nothing in the tasks depends on the size.
+    "cells": Choice("cells", (("side", 32), ("width", 4), ("hidden", 8))),
+    "cells batch": Choice("cells", (("side", 32), ("width", 4), ("hidden", 8), ("normalisation", "batch"))),
+    "cells-vgg16": Choice("cells-vgg16", (("base", "own"), ("side", 32))),
+    "cells-vgg16 block": Choice("cells-vgg16", (("base", "own"), ("side", 32), ("train", "block"))),
     "notes attention": Choice("notes", (("model", "attention"), ("classes", "a, b, c"), ("minimum_records", 1))),
 }
 MOMENTS = [name for name in CHOICES if not name.startswith("notes")]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _base(tmp_path_factory):
+    """Let the frozen base of a transfer task lie on this computer."""
+    path = tmp_path_factory.mktemp("weights") / "model.keras"
+    make_base(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDWARD_WEIGHTS", str(path))
+        yield
 
 
 @cache
