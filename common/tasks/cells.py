@@ -48,7 +48,7 @@ class Cells(pictures.Changes):
             build=self.network,
             augment=self.augment,
             noised=pictures.noised,
-            summary="count of all pixels; sum and sum of squares of their levels, by colour",
+            summary="count, sum and sum of squares of all pixels, by colour",
             parts={"head": ("output",)}
             | ({"normalisation": ("norm_1", "norm_2", "norm_3")} if self.normalisation == "batch" else {}),
             defaults={

@@ -16,7 +16,7 @@ from common.tasks.task import Preparation, Records
 SIDE = 224
 """Pixels of a side as hospitals keep their pictures; a run with a smaller side scales them down."""
 SHAPE = (SIDE, SIDE, 3)
-_MOMENTS = {"count": 1, "sum": 3, "squares": 3}
+_MOMENTS = ("count", "sum", "squares")
 
 
 @dataclass(frozen=True)
@@ -92,31 +92,31 @@ def scaled(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def summarise(records: Records) -> Statistics:
-    """Return the count of pixels, and by colour their sum and sum of squares: exact, from histograms, whatever the number of images."""
+    """Return, by colour, the count of pixels, their sum and sum of squares: exact, from histograms, whatever the number of images."""
     levels = np.zeros((3, 256), np.int64)
     for image in images_of(records):
         levels += [np.bincount(image[..., colour].reshape(-1), minlength=256) for colour in range(3)]
     value = np.arange(256.0)
     return {
-        "count": levels[:1].sum(axis=1).astype(np.float64),
+        "count": levels.sum(axis=1).astype(np.float64),
         "sum": levels @ value,
         "squares": levels @ value**2,
     }
 
 
 def noised(statistics: Statistics, noise: Noise) -> Statistics:
-    """Noise the seven sums; one image adds at most all its pixels at the brightest to each, whatever it shows."""
-    largest = SIDE**2 * np.repeat(255.0 ** np.arange(3), list(_MOMENTS.values()))
-    values = np.concatenate([statistics[name] for name in _MOMENTS]) / largest
-    parts = np.split(noise(values, math.sqrt(len(values))) * largest, np.cumsum(list(_MOMENTS.values()))[:-1])
-    return dict(zip(_MOMENTS, parts, strict=True))
+    """Noise the nine sums; one image adds at most all its pixels at the brightest to each, whatever it shows."""
+    largest = SIDE**2 * 255.0 ** np.arange(3)[:, None]
+    values = np.stack([statistics[name] for name in _MOMENTS])
+    private = noise(values / largest, math.sqrt(values.size)) * largest
+    return dict(zip(_MOMENTS, private, strict=True))
 
 
 def fit(statistics: Statistics) -> Preparation:
     """Turn summed moments into mean and deviation by colour; what nobody tells of, or noise made impossible, is taken from the range of a byte."""
-    count = float(statistics["count"][0])
-    mean = statistics["sum"] / count if count > 0 else np.full(3, -1.0)
-    if not ((mean >= 0) & (mean <= 255)).all():
+    count = statistics["count"]
+    mean = statistics["sum"] / np.where(count > 0, count, -1.0)
+    if not ((count > 0) & (mean >= 0) & (mean <= 255)).all():
         return {"mean": [128.0] * 3, "scale": [64.0] * 3}
     variance = statistics["squares"] / count - mean**2
     return {
