@@ -33,6 +33,7 @@ class Method:
     proximal: bool
     controls: bool
     xla: bool
+    resting: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,14 @@ def learning_rate(config: RunConfig, number: int) -> float:
     return config.training.learning_rate * config.training.learning_rate_decay ** (number - 1)
 
 
-def method_of(task: Task, training: TrainingConfig, *, proximal: bool, controls: bool) -> Method:
-    """Choose what is compiled for a run's settings."""
+def method_of(task: Task, training: TrainingConfig, number: int = 1, *, proximal: bool, controls: bool) -> Method:
+    """Choose what is compiled for a run's settings in round ``number``."""
     xla = task.xla if training.compile == "auto" else training.compile == "xla"
     augment = training.augment and task.augment is not None
-    return Method(training.optimizer, training.momentum, training.weight_decay, augment, proximal, controls, xla)
+    resting = bool(task.rates) and number <= task.resting
+    return Method(
+        training.optimizer, training.momentum, training.weight_decay, augment, proximal, controls, xla, resting
+    )
 
 
 def plan(rows: int, batch_size: int, epochs: int, generator: np.random.Generator) -> Plan:
@@ -178,7 +182,8 @@ class Epochs:
     def factors(self) -> list[float]:
         """Return, for every weight that moves, the task's factor on its step size."""
         paths = [weight.path for weight in pick(self.network.model.weights, self.moves, kind=True)]
-        slow = [(factor, self.task.prefixes((part,))) for part, factor in self.task.rates.items()]
+        rates = dict.fromkeys(self.task.rates, 0.0) if self.method.resting else self.task.rates
+        slow = [(factor, self.task.prefixes((part,))) for part, factor in rates.items()]
         return [
             math.prod(factor for factor, prefixes in slow if any(under(path, each) for each in prefixes))
             for path in paths

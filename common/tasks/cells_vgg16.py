@@ -27,6 +27,9 @@ class CellsVgg16:
         "network that was trained elsewhere: of keras.applications (mobilenet is MobileNetV3Small), or own: a model.keras of Fedward's",
     ] = "vgg16"
     train: Annotated[Literal["head", "block"], "what is trained: the head alone, or the base's last block too"] = "head"
+    head_rounds: Annotated[
+        int, Range(0, 1_000_000), "with train = block: first rounds, in which the head learns and the block rests"
+    ] = 10
     block_rate: Annotated[float, Range(0, 1, open_low=True), "factor on the step size of the base's last block"] = 0.1
     side: Annotated[
         int, Range(32, pictures.SIDE), "pixels of a side that the base sees; images are scaled down to it"
@@ -52,6 +55,7 @@ class CellsVgg16:
             summary="count of images",
             parts={"head": ("hidden", "output")} | ({"block": bases.block_of(self.base)} if block else {}),
             rates={"block": self.block_rate} if block else {},
+            resting=self.head_rounds,
             defaults={
                 "rounds": 40,
                 "training": {"optimizer": "adam", "learning_rate": 0.001, "batch_size": 16, "epochs": 1},

@@ -92,34 +92,29 @@ def scaled(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def summarise(records: Records) -> Statistics:
-    """Return, by colour, the count of pixels, their sum and sum of squares: exact, from histograms, whatever the number of images."""
+    """Return, by colour, the count of pixels, their sum and sum of squares, as shares of white: from histograms, whatever the number of images.
+
+    As shares, twenty million images stay below the most that a secure sum holds.
+    """
     levels = np.zeros((3, 256), np.int64)
     for image in images_of(records):
         levels += [np.bincount(image[..., colour].reshape(-1), minlength=256) for colour in range(3)]
-    value = np.arange(256.0)
-    return {
-        "count": levels.sum(axis=1).astype(np.float64),
-        "sum": levels @ value,
-        "squares": levels @ value**2,
-    }
+    share = np.arange(256) / 255
+    return {"count": levels.sum(axis=1).astype(np.float64), "sum": levels @ share, "squares": levels @ share**2}
 
 
 def noised(statistics: Statistics, noise: Noise) -> Statistics:
-    """Noise the nine sums; one image adds at most all its pixels at the brightest to each, whatever it shows."""
-    largest = SIDE**2 * 255.0 ** np.arange(3)[:, None]
-    values = np.stack([statistics[name] for name in _MOMENTS])
-    private = noise(values / largest, math.sqrt(values.size)) * largest
-    return dict(zip(_MOMENTS, private, strict=True))
+    """Noise the nine sums; one image adds at most the count of its pixels to each, whatever it shows."""
+    values = np.stack([statistics[name] for name in _MOMENTS]) / SIDE**2
+    return dict(zip(_MOMENTS, noise(values, math.sqrt(values.size)) * SIDE**2, strict=True))
 
 
 def fit(statistics: Statistics) -> Preparation:
-    """Turn summed moments into mean and deviation by colour; what nobody tells of, or noise made impossible, is taken from the range of a byte."""
+    """Turn summed moments into mean and deviation of the levels (0 to 255) by colour; what nobody tells of, or noise made impossible, is taken from the range of a byte."""
     count = statistics["count"]
     mean = statistics["sum"] / np.where(count > 0, count, -1.0)
-    if not ((count > 0) & (mean >= 0) & (mean <= 255)).all():
+    if not ((count > 0) & (mean >= 0) & (mean <= 1)).all():
         return {"mean": [128.0] * 3, "scale": [64.0] * 3}
     variance = statistics["squares"] / count - mean**2
-    return {
-        "mean": mean.tolist(),
-        "scale": np.where(variance > 1e-6, np.sqrt(np.maximum(variance, 1e-6)), 1.0).tolist(),
-    }
+    deviation = np.where(variance > 1e-10, np.sqrt(np.maximum(variance, 1e-10)), 1 / 255)
+    return {"mean": (255 * mean).tolist(), "scale": (255 * deviation).tolist()}

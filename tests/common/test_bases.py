@@ -22,7 +22,7 @@ from simulations.hospitals import seats_of
 from tests.weights import make_base
 
 SIDE = 32
-SETTINGS = {"base": "own", "side": SIDE, "hidden": 8}
+SETTINGS = {"base": "own", "side": SIDE, "hidden": 8, "head_rounds": 0}
 
 
 @pytest.fixture
@@ -191,17 +191,24 @@ class TestRound:
             assert 0 <= sent - 2 * 4 * (head + block) < 60_000, "beyond the weights, statistics alone"
         assert outcome.model.base["sha256"] == bases.digest("own")
 
+    def moved(self, number=1, **settings):
+        """Return, by variable, how far a run went from where it began."""
+        outcome = self.run({"train": "block", "dropout": 0.0, **settings}, number)
+        task = outcome.coordinator.plan.task
+        built = network.build(task, json.loads(outcome.model.preparation), (), 1)
+        pairs = zip(built.shared.split(built.vectors()[0]), built.shared.split(outcome.model.weights), strict=True)
+        paths = (entry.path for entry in built.shared.entries)
+        return dict(zip(paths, (float(np.abs(new - old).max()) for old, new in pairs), strict=True))
+
     def test_the_last_block_moves_slower(self, own):
-        moved = {}
-        for rate in (1.0, 0.01):
-            outcome = self.run({"train": "block", "block_rate": rate, "dropout": 0.0})
-            task = outcome.coordinator.plan.task
-            built = network.build(task, json.loads(outcome.model.preparation), (), 1)
-            before, after = built.shared.split(built.vectors()[0]), built.shared.split(outcome.model.weights)
-            for entry, old, new in zip(built.shared.entries, before, after, strict=True):
-                moved[entry.path, rate] = float(np.abs(new - old).max())
-        assert moved["block_1/kernel", 0.01] == pytest.approx(moved["block_1/kernel", 1.0] / 100, rel=0.05)
-        assert moved["output/kernel", 0.01] > moved["output/kernel", 1.0] / 2
+        fast, slow = self.moved(block_rate=1.0), self.moved(block_rate=0.01)
+        assert slow["block_1/kernel"] == pytest.approx(fast["block_1/kernel"] / 100, rel=0.05)
+        assert slow["output/kernel"] > fast["output/kernel"] / 2
+
+    def test_the_last_block_rests_while_the_head_learns(self, own):
+        first, later = self.moved(2, head_rounds=2), self.moved(3, head_rounds=2)
+        assert first["block_1/kernel"] == first["block_1/bias"] == 0 < first["output/kernel"]
+        assert later["block_1/kernel"] > 0
 
     def test_it_starts_from_the_base_s_own_weights(self, own):
         task = task_with(train="block")

@@ -6,6 +6,7 @@ import pytest
 from common.config import parse
 from common.errors import DataError
 from common.privacy.noise import Noise, Source
+from common.secagg.fixed import MOST
 from common.tasks import TASKS, pictures
 from common.tasks.pictures import SHAPE, Changes
 
@@ -50,6 +51,10 @@ class TestMoments:
             pictures.fit({"count": np.ones(3), "sum": np.array([-1.0, 3, 3]), "squares": np.ones(3)})["scale"]
             == [64.0] * 3
         )
+
+    def test_a_million_images_fit_into_a_secure_sum(self):
+        one = pictures.summarise({"image": np.full((1, *SHAPE), 255, np.uint8)})
+        assert max(float(value.max()) for value in one.values()) * 1e6 < MOST
 
     def test_one_image_moves_the_scaled_sums_by_no_more_than_their_sensitivity(self):
         brightest = pictures.summarise({"image": np.full((1, *SHAPE), 255, np.uint8)})
