@@ -167,7 +167,8 @@ class Base:
         """
         import keras
 
-        outputs, starts = inputs, []
+        outputs = inputs
+        starts: list[tuple[Any, list[NDArray[np.float32]]]] = []
         for layer, following in zip(self.chain, [*self.chain[1:], None], strict=True):
             if isinstance(layer, keras.layers.BatchNormalization):
                 continue

@@ -79,11 +79,11 @@ class CellsVgg16:
 
         base = self._opened(preparation)
         inputs = keras.Input(base.shape(whole=self.train == "head"), name="features")
-        pooled, starts = inputs, []
-        if self.train == "block":
-            maps, starts = base.last_block(inputs)
-            pooled = keras.layers.GlobalAveragePooling2D(name="mean")(maps)
-        hidden = keras.layers.Dense(self.hidden, activation="relu", name="hidden")(pooled)
+        maps, starts = base.last_block(inputs) if self.train == "block" else (inputs, [])
+        pooled = keras.layers.GlobalAveragePooling2D(name="mean")(maps) if starts else inputs
+        # Bases differ in the size of their features by orders of magnitude; here each image's are brought to mean 0 and deviation 1.
+        even = keras.layers.LayerNormalization(center=False, scale=False, name="even")(pooled)
+        hidden = keras.layers.Dense(self.hidden, activation="relu", name="hidden")(even)
         hidden = keras.layers.Dropout(self.dropout, name="dropout")(hidden)
         model = keras.Model(inputs, keras.layers.Dense(len(CLASSES), name="output")(hidden), name="cells_head")
         for layer, weights in starts:

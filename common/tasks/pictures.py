@@ -87,7 +87,7 @@ def scaled(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
     result = np.empty((len(images), side, side, 3), np.uint8)
     for place, image in enumerate(images):
-        result[place] = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+        result[place] = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
     return result
 
 
