@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from common.config import Choice, RunConfig, merge, parse
+from common.errors import ConfigError
 from common.tasks.cells import Cells
 from common.tasks.cells_vgg16 import CellsVgg16
 from common.tasks.heart import Heart
@@ -28,6 +29,9 @@ TASKS: dict[str, type[Recipe]] = {
     "cells-vgg16": CellsVgg16,
 }
 
+SWITCHES = {"privacy": "epsilon", "secure": "aggregation"}
+"""Parts of a run that a setting of theirs switches on."""
+
 
 @lru_cache(maxsize=64)
 def task_of(choice: Choice) -> Task:
@@ -43,5 +47,9 @@ def read_run(tables: Mapping[str, Any]) -> RunConfig:
     ConfigError
         For an unknown key, a wrong type or range, or a contradiction; the message names the key.
     """
+    for part, switch in SWITCHES.items():
+        given = tables.get(part, {})
+        if isinstance(given, Mapping) and given and switch not in given:
+            raise ConfigError(f"{part}.{next(iter(given))}: means nothing without {part}.{switch}; set that too")
     task = task_of(parse(RunConfig, tables).task)
     return parse(RunConfig, merge(task.defaults, tables))
