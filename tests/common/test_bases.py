@@ -10,7 +10,7 @@ import pytest
 
 from client.hospital import Hospital
 from client.worker import Worker
-from common import flower, network
+from common import backend, flower, network
 from common.config import parse
 from common.errors import ConfigError, DataError
 from common.tasks import TASKS, bases, pictures, read_run
@@ -82,6 +82,7 @@ class TestFiles:
         assert bases.find("vgg16") == path
 
     def test_checksums_are_those_of_keras(self):
+        backend.start()  # before Keras, so that it does not load what nobody here uses
         from keras.src.applications import mobilenet_v3, vgg16
 
         assert bases.KINDS["mobilenet"].md5 == mobilenet_v3.WEIGHTS_HASHES["small_224_1.0_float"][1]
