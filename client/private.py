@@ -294,7 +294,7 @@ def _run(
             noised = clipped.noised(_laid_out(normals[taken], moving), multiplier)
             gradients = [pull(g / sample, w) for pull, g, w in zip(pulls, noised, moving, strict=True)]
             moved, kept = optimizer.step(moving, gradients, slots, rate, taken, epochs.method.momentum)
-            return taken + 1, moved, kept, nothing
+            return taken + 1, epochs.paced(moving, moved), kept, nothing
 
         return index + 1, *tf.cond(ends[index], move, lambda: (taken, moving, slots, list(clipped.parts)))
 

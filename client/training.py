@@ -4,6 +4,7 @@ The order of the batches is made outside as a plan of row numbers, so that one c
 its size: short batches are filled up with other rows that have no weight, and no new size is ever traced.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from common import backend
 from common.config import RunConfig, TrainingConfig
 from common.layout import Layout, Vector
-from common.network import Network
+from common.network import Network, under
 from common.tasks.task import Task
 
 Plan = NDArray[np.int32]
@@ -32,6 +33,7 @@ class Method:
     proximal: bool
     controls: bool
     xla: bool
+    resting: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,14 @@ def learning_rate(config: RunConfig, number: int) -> float:
     return config.training.learning_rate * config.training.learning_rate_decay ** (number - 1)
 
 
-def method_of(task: Task, training: TrainingConfig, *, proximal: bool, controls: bool) -> Method:
-    """Choose what is compiled for a run's settings."""
+def method_of(task: Task, training: TrainingConfig, number: int = 1, *, proximal: bool, controls: bool) -> Method:
+    """Choose what is compiled for a run's settings in round ``number``."""
     xla = task.xla if training.compile == "auto" else training.compile == "xla"
     augment = training.augment and task.augment is not None
-    return Method(training.optimizer, training.momentum, training.weight_decay, augment, proximal, controls, xla)
+    resting = bool(task.rates) and number <= task.resting
+    return Method(
+        training.optimizer, training.momentum, training.weight_decay, augment, proximal, controls, xla, resting
+    )
 
 
 def plan(rows: int, batch_size: int, epochs: int, generator: np.random.Generator, least: int = 1) -> Plan:
@@ -136,6 +141,7 @@ class Epochs:
             moving = pick(weights, self.moves, kind=True)
             gradients = [pull(g, w) for pull, g, w in zip(pulls, gradients, moving, strict=True)]
             moved, slots = OPTIMIZERS[method.optimizer].step(moving, gradients, slots, rate, index, method.momentum)
+            moved = self.paced(moving, moved)
             kinds = {True: iter(moved), False: iter(fixed)}
             return index + 1, [next(kinds[moves]) for moves in self.moves], slots, losses + loss
 
@@ -173,6 +179,24 @@ class Epochs:
             loss = tf.reduce_sum(self.task.objective.loss(y, outputs) * mask) / tf.maximum(tf.reduce_sum(mask), 1.0)
         gradients = tape.gradient(loss, moving, unconnected_gradients="zero")
         return [tf.convert_to_tensor(g) for g in gradients], pick(states, _seeded(model), kind=False), loss
+
+    @cached_property
+    def factors(self) -> list[float]:
+        """Return, for every weight that moves, the task's factor on its step size."""
+        paths = [weight.path for weight in pick(self.network.model.weights, self.moves, kind=True)]
+        rates = dict.fromkeys(self.task.rates, 0.0) if self.method.resting else self.task.rates
+        slow = [(factor, self.task.prefixes((part,))) for part, factor in rates.items()]
+        return [
+            math.prod(factor for factor, prefixes in slow if any(under(path, each) for each in prefixes))
+            for path in paths
+        ]
+
+    def paced(self, before: list[Any], after: list[Any]) -> list[Any]:
+        """Shorten the steps of weights that the task wants to move slower; every optimiser's step is in proportion to its rate."""
+        return [
+            new if factor == 1 else old + factor * (new - old)
+            for old, new, factor in zip(before, after, self.factors, strict=True)
+        ]
 
     def pulls(self, start: list[Any], proximal: Any, correction: Any) -> list[Callable[[Any, Any], Any]]:
         """Return, for every weight that moves, what is added to its gradient: weight decay, FedProx's pull, SCAFFOLD's correction."""

@@ -297,8 +297,9 @@ def _seed(hospital: Hospital, request: Request) -> np.random.SeedSequence:
 
 def _method(prepared: Prepared, request: Request) -> training.Method:
     proximal = float(request.options.get("proximal", 0.0)) > 0
+    number = int(request.options["server-round"])
     return training.method_of(
-        prepared.task, request.config.training, proximal=proximal, controls="control" in request.arrays
+        prepared.task, request.config.training, number, proximal=proximal, controls="control" in request.arrays
     )
 
 

@@ -64,7 +64,7 @@ def build(task: Task, preparation: Preparation, local_parts: tuple[str, ...], se
     trainable = {id(weight) for weight in model.trainable_weights}
     prefixes = task.prefixes(local_parts)
     entries = [Entry(w.path, tuple(w.shape), id(w) in trainable) for w in model.weights]
-    stays = [any(_under(entry.path, prefix) for prefix in prefixes) for entry in entries]
+    stays = [any(under(entry.path, prefix) for prefix in prefixes) for entry in entries]
     shared = tuple(entry for entry, local in zip(entries, stays, strict=True) if not local)
     local = tuple(entry for entry, local in zip(entries, stays, strict=True) if local)
     return Network(model, Layout(shared), Layout(local))
@@ -91,5 +91,6 @@ def seed_for(*words: object) -> np.random.SeedSequence:
     return np.random.SeedSequence(np.frombuffer(text, np.uint8).astype(np.uint32))
 
 
-def _under(path: str, prefix: str) -> bool:
+def under(path: str, prefix: str) -> bool:
+    """Tell whether a variable's path is ``prefix`` or lies below it."""
     return path == prefix or path.startswith(prefix + "/")

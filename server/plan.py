@@ -57,6 +57,10 @@ class Plan:
                 f"stopping.patience: the best round's model would be put together with the parts of the last round that stay at the hospitals ({', '.join(kept)}); "
                 "set it to 0, or choose settings that keep no part at the hospital"
             )
+        if strategy.client.controls and self.task.rates:
+            raise ConfigError(
+                f"strategy.name: {self.config.strategy.name!r} reads a hospital's drift from steps of one size, and this task moves {', '.join(self.task.rates)} slower; take another strategy"
+            )
         if strategy.client.controls and self.config.training.optimizer != "sgd":
             raise ConfigError(
                 f"training.optimizer: {self.config.strategy.name!r} reads a hospital's drift from its steps, which must be those of 'sgd', "

@@ -60,6 +60,12 @@ class Model:
     preparation: str
     local_parts: tuple[str, ...] = ()
 
+    @property
+    def base(self) -> dict[str, str] | None:
+        """Return which file the frozen layers come from, its SHA-256 and what it was trained on; None where the task has none."""
+        found: dict[str, str] | None = json.loads(self.preparation).get("base")
+        return found
+
 
 @dataclass(frozen=True)
 class Part:

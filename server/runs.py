@@ -112,6 +112,7 @@ def _record(federation: Federation, plan: Plan, outcome: Outcome, name: str) -> 
         "engine": "deploy",
         "parameters": int(outcome.model.weights.size),
         "weights_sha256": records.sha256(outcome.model.weights),
+        "base": outcome.model.base,
         "layout_sha256": outcome.layout_sha256,
         "stopped": outcome.stopped,
         "versions": {"python": platform.python_version()}

@@ -89,7 +89,7 @@ def populate(scenario: Scenario, secret: bytes | None = None) -> Population:
     """
     settings, seed = scenario.simulation, scenario.run.seed
     task, dataset = task_of(scenario.run.task), scenarios.dataset_of(settings.dataset)
-    if dataset.task and dataset.task != task.name:
+    if dataset.task and task.name not in (dataset.task, *dataset.also):
         raise ConfigError(
             f"simulation.dataset: {dataset.name!r} serves the task {dataset.task!r}, and the run learns {task.name!r}"
         )

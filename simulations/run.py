@@ -248,6 +248,7 @@ def _record(scenario: Scenario, population: Population, outcome: Outcome, name: 
         "control_variates": outcome.coordinator.plan.strategy.client.controls,
         "statistics": task.summary,
         "weights_sha256": records.sha256(outcome.model.weights),
+        "base": outcome.model.base,
         "layout_sha256": outcome.layout_sha256,
         "stopped": outcome.stopped,
         "bytes": {way: sum(getattr(row, f"bytes_{way}") for row in outcome.rounds) for way in ("down", "up")},

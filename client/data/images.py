@@ -1,21 +1,25 @@
 """Reading a hospital's images: a folder a class, or a table of file names and labels."""
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data import tables
+from client.data import dicom, tables
 from client.data.report import Draft, Problem
 from client.data.schema import DataMapping, Imported, codes_of, fold, label_column
 from common.errors import DataError
 from common.tasks.task import Array, Column, Task
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg", *dicom.SUFFIXES)
 EXPECTED = "expected a whole PNG or JPEG image"
+SHARPER = 2
+"""How many times larger than the task's a JPEG is unpacked at least, before it is scaled: a photograph of twenty megapixels is never unpacked in full."""
 
 
 def read(source: Path, task: Task, mapping: DataMapping, draft: Draft) -> Imported:
@@ -33,14 +37,30 @@ def read(source: Path, task: Task, mapping: DataMapping, draft: Draft) -> Import
     if column.name not in places:
         return Imported(draft.report(drop=False))
     shown = mapping.shown(column.name)
-    images = np.zeros((len(sheet.rows), *column.shape), np.uint8)
     root = source.parent.resolve()
-    for position, name in enumerate(sheet.column(places[column.name])):
-        try:
-            images[position] = load(_inside(root, name), column.shape)
-        except DataError as error:
-            draft.cell("image", str(error), position, shown)
+    names = sheet.column(places[column.name])
+    images, wrong = decoded(names, lambda name: _inside(root, name), column.shape)
+    for position, expected in wrong.items():
+        draft.cell("image", expected, position, shown)
     return tables.finished(sheet, places, task, mapping, draft, **{column.name: images})
+
+
+def decoded(
+    items: Sequence[Any], place_of: Callable[[Any], Path], shape: tuple[int, ...]
+) -> tuple[NDArray[np.uint8], dict[int, str]]:
+    """Return the images of all items, bytes ``(n, *shape)``, and by position what was expected of those that are none, which are 0. All processors decode: Pillow lets others run meanwhile."""
+    images = np.zeros((len(items), *shape), np.uint8)
+
+    def one(position: int) -> str:
+        try:
+            images[position] = load(place_of(items[position]), shape)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        told = list(pool.map(one, range(len(items))))
+    return images, {position: expected for position, expected in enumerate(told) if expected}
 
 
 def load(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -49,8 +69,10 @@ def load(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     Raises
     ------
     DataError
-        When the file is no whole PNG or JPEG image; the message names neither file nor content.
+        When the file is no whole PNG or JPEG image, or no DICOM file of one image; the message names neither file nor content.
     """
+    if path.suffix.lower() in dicom.SUFFIXES:
+        return _shaped(dicom.load(path), shape)
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -58,10 +80,11 @@ def load(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
             # An image of absurd size is refused before it is unpacked.
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
                 raise DataError(f"{EXPECTED} of at most {Image.MAX_IMAGE_PIXELS} pixels")
+            surplus = min(image.size) / (SHARPER * max(shape[:2]))
+            if surplus > 1:
+                image.draft(None, (int(image.width / surplus), int(image.height / surplus)))
             image.load()
-            upright = _eight_bits(ImageOps.exif_transpose(image))
-            fitted = _fitted(upright.convert("RGB" if len(shape) == 3 else "L"), shape[1], shape[0])
-            return np.asarray(fitted, np.uint8).reshape(shape)
+            return _shaped(_eight_bits(ImageOps.exif_transpose(image)), shape)
     except (
         OSError,
         ValueError,
@@ -71,6 +94,11 @@ def load(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         Image.DecompressionBombWarning,
     ):
         raise DataError(EXPECTED) from None
+
+
+def _shaped(image: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    fitted = _fitted(image.convert("RGB" if len(shape) == 3 else "L"), shape[1], shape[0])
+    return np.asarray(fitted, np.uint8).reshape(shape)
 
 
 def _fitted(image: Any, width: int, height: int) -> Any:
@@ -104,16 +132,16 @@ def _inside(root: Path, name: str) -> Path:
 
 def _folders(source: Path, column: Column, task: Task, mapping: DataMapping, draft: Draft) -> Imported:
     classes = _classes(source, task, mapping)
+    missing = [name for number, name in enumerate(task.classes) if number not in classes.values()]
+    draft.notes += [f"no folder for the class {name!r}: it will have no images" for name in missing]
     files = [(folder, number, path) for folder in classes for number, path in enumerate(_files(folder), 1)]
     if not files:
         raise DataError(f"no PNG or JPEG images in the class folders; expected {', '.join(SUFFIXES)}")
     draft.lines = [number for _, number, _ in files]
-    images = np.zeros((len(files), *column.shape), np.uint8)
-    for position, (folder, number, path) in enumerate(files):
-        try:
-            images[position] = load(path, column.shape)
-        except DataError as error:
-            _take_down(draft, position, Problem("image", str(error), number, column.name, folder.name))
+    images, wrong = decoded(files, lambda file: file[2], column.shape)
+    for position, expected in wrong.items():
+        folder, number, _ = files[position]
+        _take_down(draft, position, Problem("image", expected, number, column.name, folder.name))
     patients = _patients(files, mapping, draft)
     label = np.array([classes[folder] for folder, _, _ in files])
     return tables.taken({column.name: images, task.label: label}, patients, task, mapping, draft)

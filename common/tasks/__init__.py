@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from common.config import Choice, RunConfig, merge, parse
 from common.errors import ConfigError
+from common.tasks.cells import Cells
+from common.tasks.cells_vgg16 import CellsVgg16
 from common.tasks.heart import Heart
 from common.tasks.mimic import Mimic
 from common.tasks.notes import Notes
@@ -33,6 +35,8 @@ TASKS: dict[str, type[Recipe]] = {
     "survival": Survival,
     "peptides": Peptides,
     "readmission": Readmission,
+    "cells": Cells,
+    "cells-vgg16": CellsVgg16,
 }
 
 SWITCHES = {"privacy": "epsilon", "secure": "aggregation"}

@@ -56,7 +56,7 @@ class Task:
     """What is learnt: schema, federated preprocessing, encoding, model and metrics.
 
     ``parts`` names groups of variables by the start of their path (``head``, ``normalisation``, ``intercept``), so that a strategy can keep
-    one at the hospital. ``local`` are the parts that the task itself keeps there. ``defaults`` are run settings that suit the task,
+    one at the hospital. ``local`` are the parts that the task itself keeps there, ``rates`` factors on the step size of parts, which do not move at all in the first ``resting`` rounds. ``defaults`` are run settings that suit the task,
     laid under what the user sets. ``classify`` gives the class numbers of rows, from 0, by which patients are counted and split; a task without classes names one that holds all. ``xla`` says that the compiled local epoch is faster under XLA (measured by ``benchmarks/compilers.py``).
     ``noised`` gives the statistics with enough `Noise` for one row, and may drop what drowns in it; a task without it tells nothing of a hospital under differential privacy,
     and ``fit`` has to do with zeros. ``amount`` describes the label where it is a number and not a class. ``remarks`` says, before training, what of the preparation somebody should look at. ``summary`` says in words what ``summarise`` tells of a hospital's patients, for the privacy statement of a run.
@@ -77,6 +77,8 @@ class Task:
     augment: Callable[[Any, Any], Any] | None = None
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     local: tuple[str, ...] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)
+    resting: int = 0
     defaults: Mapping[str, Any] = field(default_factory=dict)
     xla: bool = False
     noised: Callable[[Statistics, Noise], Statistics] | None = None

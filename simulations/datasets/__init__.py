@@ -1,6 +1,8 @@
 """DATASETS: the one place where a name becomes a data set."""
 
 from common.errors import UsageError, nearest
+from simulations.datasets.blood_cells import BLOOD_CELLS
+from simulations.datasets.blood_cells_synthetic import BLOOD_CELLS_SYNTHETIC
 from simulations.datasets.dataset import Dataset
 from simulations.datasets.diabetes130 import DIABETES130
 from simulations.datasets.heart import HEART
@@ -17,6 +19,8 @@ from simulations.datasets.tcga_brca import TCGA_BRCA
 
 DATASETS: dict[str, Dataset] = {
     "diabetes130": DIABETES130,
+    "blood-cells": BLOOD_CELLS,
+    "blood-cells-synthetic": BLOOD_CELLS_SYNTHETIC,
     "heart": HEART,
     "heart-flamby": HEART_FLAMBY,
     "mimic3-demo": MIMIC3_DEMO,

@@ -324,8 +324,14 @@ class TestCounts:
         assert "888" not in str(caught.value)
 
 
+def cells(draw):
+    return {"image": draw.integers(0, 256, (200, 224, 224, 3), np.uint8), "label": draw.integers(0, 5, 200)}
+
+
 RECORDS = {
     "heart": None,
+    "cells": cells,
+    "cells-vgg16": cells,
     "pneumonia": lambda draw: {
         "image": draw.integers(0, 256, (200, 28, 28)).astype(np.uint8),
         "label": draw.integers(0, 2, 200),
@@ -350,7 +356,9 @@ class TestEveryTask:
     """What holds for every task's own statistics; a new task must come with them."""
 
     @pytest.fixture(params=TASKS)
-    def answer(self, request, make_patients):
+    def answer(self, request, make_patients, tmp_path, monkeypatch):
+        (tmp_path / "weights").write_bytes(b"a base's file, of which only the checksum is told")
+        monkeypatch.setenv("FEDWARD_WEIGHTS", str(tmp_path / "weights"))
         draw = np.random.default_rng(1)
         make = RECORDS[request.param] or (lambda _: make_patients(200, 1))
         hospital = Hospital("east", make(draw), make(draw), make(draw))

@@ -14,6 +14,7 @@ from common.statistics import total
 from common.tasks import TASKS
 from common.tasks.objective import BINARY
 from common.tasks.task import Column, Examples, Task, rows_of, take
+from tests.weights import make_base
 
 CODES = ["428", "V27", "Emergency/Trauma", ""]
 WORDS = ["fever", "cough", "pain", "血", "压", "高", "160", "left"]
@@ -63,6 +64,11 @@ CHOICES = {name: Choice(name) for name in [*TASKS, "tiny"]} | {
     "pneumonia batch": Choice("pneumonia", (("normalisation", "batch"), ("width", 4))),
     "readmission logistic": Choice("readmission", (("model", "logistic"), ("minimum_records", 1))),
     "readmission stay": Choice("readmission", (("target", "stay"),)),
+    # A network as of 224 pixels would take the contract minutes; nothing in the tasks depends on the size.
+    "cells": Choice("cells", (("side", 32), ("width", 4), ("hidden", 8))),
+    "cells batch": Choice("cells", (("side", 32), ("width", 4), ("hidden", 8), ("normalisation", "batch"))),
+    "cells-vgg16": Choice("cells-vgg16", (("base", "own"), ("side", 32))),
+    "cells-vgg16 block": Choice("cells-vgg16", (("base", "own"), ("side", 32), ("train", "block"))),
     "notes attention": Choice("notes", (("model", "attention"), ("classes", "a, b, c"), ("minimum_records", 1))),
     "splice cnn": Choice("splice", (("model", "cnn"), ("filters", 4))),
     "splice kmer": Choice("splice", (("model", "kmer"), ("filters", 4))),
@@ -73,6 +79,16 @@ CHOICES = {name: Choice(name) for name in [*TASKS, "tiny"]} | {
     "survival neural": Choice("survival", (("model", "neural"),)),
 }
 MOMENTS = [name for name in CHOICES if not name.startswith(("notes", "readmission"))]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _base(tmp_path_factory):
+    """Let the frozen base of a transfer task lie on this computer."""
+    path = tmp_path_factory.mktemp("weights") / "model.keras"
+    make_base(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDWARD_WEIGHTS", str(path))
+        yield
 
 
 @cache

@@ -90,6 +90,13 @@ def test_a_folder_that_is_no_class_is_counted_and_not_named(folder):
     assert CANARY not in imported.report.text()
 
 
+def test_a_class_without_a_folder_is_named(folder):
+    (folder / "pneumonia").rename(folder.parent / "elsewhere")
+    imported = read_xrays(folder)
+    assert "note: no folder for the class 'pneumonia': it will have no images" in imported.report.text()
+    assert len(imported.records["image"]) == 3
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     assert "0 of 0 folders are no class" in read_xrays(tmp_path).report.text()
     (tmp_path / "normal").mkdir()
@@ -151,6 +158,13 @@ class TestPixels:
             assert (load(tmp_path / name, (28, 28)) == 77).all()
             assert load(tmp_path / name, (14, 14, 3)).shape == (14, 14, 3)
             assert (load(tmp_path / name, (14, 14, 3)) == 77).all()
+
+    def test_a_large_photograph_comes_out_as_if_it_had_been_unpacked_in_full(self, tmp_path):
+        y, x = np.mgrid[:1500, :2000] / 2000
+        pixels = (127 + 120 * np.sin(9 * x + 4 * y)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photograph.jpg", quality=95)
+        whole = Image.fromarray(pixels[:, 250:1750]).resize((28, 28), Image.Resampling.BICUBIC)
+        assert np.abs(load(tmp_path / "photograph.jpg", (28, 28)).astype(int) - np.asarray(whole)).max() <= 3
 
     def test_sixteen_bits_are_scaled_not_clipped(self, tmp_path):
         pixels = np.linspace(0, 65535, 28 * 28).astype(np.uint16).reshape(28, 28)
