@@ -23,7 +23,13 @@ from server.plan import Plan
 
 MOST = 1e15
 """Largest sum over its patients that a hospital may report: far beyond any real one, and far below where sums of them overflow."""
-DTYPES = {"number": np.float64, "category": np.float64, "image": np.uint8, "text": np.object_}
+DTYPES = {
+    "number": np.float64,
+    "category": np.float64,
+    "image": np.uint8,
+    "text": np.object_,
+    "series": np.float32,
+}
 NAME = re.compile(r"\w[\w .-]{0,63}")
 LEAST = 1e-100
 """Smallest sum but 0: far below any real one, and far above where dividing by it overflows."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from common.config import Choice, RunConfig, merge, parse
 from common.tasks.heart import Heart
+from common.tasks.icu import Icu
 from common.tasks.notes import Notes
 from common.tasks.pneumonia import Pneumonia
 from common.tasks.task import Task
@@ -22,6 +23,7 @@ TASKS: dict[str, type[Recipe]] = {
     "heart": Heart,
     "pneumonia": Pneumonia,
     "notes": Notes,
+    "icu": Icu,
 }
 
 

@@ -28,7 +28,7 @@ class Column:
     """One column of the raw data. ``codes`` are the allowed values of a category; ``missing`` are values that mean 'not measured'."""
 
     name: str
-    kind: Literal["number", "category", "image", "text"]
+    kind: Literal["number", "category", "image", "text", "series"]
     meaning: str
     unit: str = ""
     low: float = float("-inf")
@@ -36,6 +36,7 @@ class Column:
     codes: tuple[float, ...] = ()
     missing: tuple[float, ...] = ()
     shape: tuple[int, ...] = ()
+    variables: tuple["Column", ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from simulations.datasets.heart import HEART
 from simulations.datasets.heart_flamby import HEART_FLAMBY
 from simulations.datasets.mtsamples import MTSAMPLES
 from simulations.datasets.notes_synthetic import NOTES_SYNTHETIC
+from simulations.datasets.physionet2012 import PHYSIONET2012
 from simulations.datasets.pneumonia import PNEUMONIA
 from simulations.datasets.pneumonia_synthetic import PNEUMONIA_SYNTHETIC
 from simulations.datasets.questions_zh import QUESTIONS_ZH
@@ -15,6 +16,7 @@ DATASETS: dict[str, Dataset] = {
     "heart-flamby": HEART_FLAMBY,
     "mtsamples": MTSAMPLES,
     "notes-synthetic": NOTES_SYNTHETIC,
+    "physionet2012": PHYSIONET2012,
     "pneumonia": PNEUMONIA,
     "pneumonia-synthetic": PNEUMONIA_SYNTHETIC,
     "questions-zh": QUESTIONS_ZH,
