@@ -93,7 +93,7 @@ def compile_fit(network: Network, task: Task, method: Method, dtype: Any) -> Cal
         tf.TensorSpec([network.shared.size], tf.float32),
         tf.TensorSpec([network.local.size], tf.float32),
         tf.TensorSpec([None, *network.model.input_shape[1:]], dtype),
-        tf.TensorSpec([None], tf.int32),
+        tf.TensorSpec([None, *task.objective.label_shape], task.objective.label_dtype),
         tf.TensorSpec([None, None], tf.int32),
         tf.TensorSpec([3], tf.int32),
         tf.TensorSpec([2], tf.float32),

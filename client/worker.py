@@ -57,7 +57,7 @@ class Held:
     rows: int
     x: Any
     y: Any
-    labels: NDArray[np.int32]
+    labels: NDArray[Any]
 
 
 class Worker:
@@ -205,7 +205,7 @@ class Worker:
 
     def _predict(
         self, hospital: Hospital, part: str, prepared: Prepared, request: Request, state: State
-    ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    ) -> tuple[NDArray[np.float64], NDArray[Any]]:
         held = self._hold(hospital, part, prepared.task, request)
         key = ("predict", held.x.dtype)
         if key not in prepared.functions:
@@ -353,9 +353,11 @@ def _held(examples: Examples, *, padded: bool) -> Held:
     import tensorflow as tf
 
     more = (1 << max(len(examples) - 1, 1).bit_length()) - len(examples) if padded else 0
-    x = np.concatenate([examples.x, np.zeros((more, *examples.x.shape[1:]), examples.x.dtype)]) if more else examples.x
-    labels = np.concatenate([examples.y, np.zeros(more, np.int32)]) if more else examples.y
-    return Held(len(examples), tf.constant(x), tf.constant(labels, tf.int32), examples.y)
+    x, y = (
+        np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)]) if more else array
+        for array in (examples.x, examples.y)
+    )
+    return Held(len(examples), tf.constant(x), tf.constant(y), examples.y)
 
 
 def _forget(cache: dict[Any, Any]) -> None:

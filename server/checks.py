@@ -125,7 +125,7 @@ def _check_statistics(statistics: Statistics, task: Task) -> None:
 @lru_cache(maxsize=16)
 def judged(objective: Objective, classes: int, part: str) -> Mapping[str, tuple[int, ...]]:
     """Return the shapes of the statistics that a model is judged by, or two by comparison."""
-    labels, scores = np.zeros(0, np.int32), np.zeros((0, classes))
+    labels, scores = objective.nobody(classes)
     empty = objective.compare(labels, scores, scores) if part == "compare" else objective.summarise(labels, scores)
     return {name: value.shape for name, value in empty.items()}
 

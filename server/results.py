@@ -26,7 +26,7 @@ def gathered(statistics: Mapping[str, Statistics]) -> dict[str, int]:
     least = {
         name: int(parts["histogram"][parts["histogram"] > 0].min(initial=math.inf))
         for name, parts in statistics.items()
-        if parts["histogram"].any()
+        if "histogram" in parts and parts["histogram"].any()
     }
     return {name: count for name, count in least.items() if count > 1}
 

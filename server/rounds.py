@@ -513,7 +513,7 @@ class Tally:
             seconds=0.0,
             examples=self.examples,
             train_loss=float(loss / steps) if steps else None,
-            validation_loss=values(total(validation))["log_loss"] if validation else None,
+            validation_loss=values(total(validation))[self._task.objective.criterion] if validation else None,
             update_norm=0.0,
             metrics=values(total(tests.values())) if tests else {},
             hospitals={name: values(parts) for name, parts in tests.items() if name != TOGETHER},

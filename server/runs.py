@@ -98,6 +98,7 @@ def _record(federation: Federation, plan: Plan, outcome: Outcome, name: str) -> 
         "synthetic": False,
         "title": plan.task.title,
         "headline": plan.task.objective.headline,
+        "shown": list(plan.task.objective.shown),
         "seed": plan.config.seed,
         "engine": "deploy",
         "parameters": int(outcome.model.weights.size),

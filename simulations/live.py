@@ -15,6 +15,7 @@ from rich.live import Live as RichLive
 from rich.table import Table
 from rich.text import Text
 
+from common.tasks import task_of
 from server.records import RoundRecord
 from simulations import cards, words
 from simulations.cards import APPROACHES, Record
@@ -25,9 +26,8 @@ from simulations.scenario import Scenario
 MOST_ROWS = 12
 SILENT_SECONDS = 10.0
 """How long an output that is no terminal is told nothing."""
-WATCHED = ("auroc", "accuracy")
+WATCHED = 2
 """Metrics of the live table."""
-SUMMARISED = ("auroc", "accuracy", "macro_f1", "brier")
 STOPPING = b"\nstopping at the end of this round; Ctrl-C again stops at once\n"
 
 
@@ -42,6 +42,7 @@ class Live:
         self._first = self._told = time.monotonic()
         self._stage = self._title = ""
         self._total = 0
+        self._watched: tuple[str, ...] = ()
         self._rounds: list[RoundRecord] = []
         self._before: Any = None
         self._pressed = self._waits = False
@@ -76,6 +77,7 @@ class Live:
         """Forget the run before and return the watcher of this one; ``title`` says which of many it is."""
         self._total, self._rounds, self._title = scenario.run.rounds, [], title
         self._waits = scenario.simulation.engine == "local"
+        self._watched = task_of(scenario.run.task).objective.shown[:WATCHED]
         if title and not (self._shows or self._quiet):
             self._print(title)
         return Watcher(self._on_stage, self._on_round)
@@ -127,7 +129,7 @@ class Live:
     def _round_table(self, last: RoundRecord) -> Table:
         table = Table(box=box.SIMPLE_HEAD, title=f"round {last.round} of {self._total}", title_justify="left")
         table.add_column("hospital")
-        for metric in WATCHED:
+        for metric in self._watched:
             table.add_column(words.metric_name(metric), justify="right")
         table.add_column("answer")
         reasons = {row.hospital: row.reason for row in last.dropped}
@@ -135,9 +137,9 @@ class Live:
         for name in last.asked[:MOST_ROWS]:
             metrics = last.hospitals.get(name, {})
             told = reasons.get(name, good)
-            table.add_row(Text(name), *(words.number(metrics.get(metric)) for metric in WATCHED), told)
+            table.add_row(Text(name), *(words.number(metrics.get(metric)) for metric in self._watched), told)
         table.add_section()
-        pooled = (words.number(last.metrics.get(metric)) for metric in WATCHED)
+        pooled = (words.number(last.metrics.get(metric)) for metric in self._watched)
         table.add_row("all", *pooled, f"loss {words.number(last.train_loss)}")
         return table
 
@@ -165,7 +167,7 @@ def summary(record: Record) -> Table:
     table.add_column("", no_wrap=True)
     for kind in kinds:
         table.add_column(APPROACHES[kind], no_wrap=True)
-    for metric in SUMMARISED:
+    for metric in record["shown"]:
         values = [words.interval(cards.estimate(record, kind, metric)) for kind in kinds]
         table.add_row(words.metric_name(metric), *values)
     return table
@@ -180,7 +182,7 @@ def remarks(record: Record) -> list[str]:
     for other in cards.compared(record):
         gap = words.interval(cards.difference(record, other, judged), signed=True)
         lines.append(f"federated minus {APPROACHES[other]}, {words.in_text(judged)}: {gap}")
-    unknown = [metric for metric in SUMMARISED if cards.gaps(record, metric, [None])]
+    unknown = [metric for metric in record["shown"] if cards.gaps(record, metric, [None])]
     if not all(map(cards.defined, means.values())):
         unknown.insert(0, headline)
     return lines + [f"{words.DASH}: {cards.undefined(record, metric)}" for metric in dict.fromkeys(unknown)]

@@ -27,7 +27,8 @@ SCHEMA = 1
 PAGE, PICTURE, CARD, PRIVACY = "report.html", "picture.png", "model-card.md", "privacy.md"
 RUNS = Path("runs")
 """Where ``fedward simulate`` leaves its runs, unless told otherwise."""
-FORESTS = ("auroc", "accuracy", "macro_f1")
+FORESTS = 3
+"""Metrics that have a forest plot, at most."""
 MOST_ROWS = 200
 MOST_NAMES = 8
 
@@ -349,7 +350,7 @@ def _drawings(record: Record, curves: Curves) -> Mapping[str, Any]:
             Markup(pictures.forest_svg(record, metric)),  # noqa: S704
             _missing(record, "mark", metric, cards.gaps(record, metric, drawn)),
         )
-        for metric in dict.fromkeys((record["headline"], *FORESTS))
+        for metric in list(dict.fromkeys((record["headline"], *record["shown"])))[:FORESTS]
         if metric in known
     ]
     unpaired = not all(_all_defined(line) for line in _differences(record, judged, drawn))

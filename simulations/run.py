@@ -215,6 +215,7 @@ def _record(scenario: Scenario, population: Population, outcome: Outcome, name: 
         "title": task.title,
         "synthetic": dataset.synthetic,
         "headline": task.objective.headline,
+        "shown": list(task.objective.shown),
         "command": command,
         "seed": scenario.run.seed,
         "engine": scenario.simulation.engine,

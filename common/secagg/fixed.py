@@ -133,7 +133,7 @@ def _joined(words: Words) -> NDArray[np.float64]:
 def frame_of(config: RunConfig, kind: str, hospitals: int, size: int, *, controls: bool, judged: bool) -> Frame:
     """Return how answers of a kind lie in a sum of so many hospitals; both sides find the same. ``judged`` tells whether training also judges the incoming model."""
     task = task_of(config.task)
-    nobody = task.objective.summarise(np.zeros(0, np.int32), np.zeros((0, len(task.classes))))
+    nobody = task.objective.summarise(*task.objective.nobody(len(task.classes)))
     shapes = {name: value.shape for name, value in nobody.items()}
     parts = ["test"] if judged else []
     parts += ["validation"] if judged and config.evaluation.validation else []

@@ -11,26 +11,39 @@ from common import metrics
 from common.metrics import Estimate
 from common.statistics import Statistics
 
-Probabilities = NDArray[np.float64]
+Labels = NDArray[Any]
+Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Objective:
     """How outputs become a loss, predictions and metrics.
 
-    ``loss`` maps labels ``(n,)`` and outputs ``(n, K)``, both tensors, to losses ``(n,)``. ``predict`` maps outputs to what ``summarise`` takes
+    ``loss`` maps labels ``(n, ...)`` and outputs ``(n, K)``, both tensors, to losses ``(n,)``. ``predict`` maps outputs to the scores that ``summarise`` takes
     beside the labels; ``values`` are the metrics alone, ``compute`` the same with intervals. ``compare`` gives the statistics of two models on the same patients, in that order.
+    ``label_shape`` is the shape of one patient's label (None where the preparation decides), ``width`` the columns of the scores where they are not the task's classes. ``headline`` is the metric that
+    reports lead with, ``shown`` those that summaries show, ``criterion`` the one that early stopping lowers on validation patients.
     """
 
     loss: Callable[[Any, Any], Any]
-    predict: Callable[[NDArray[np.float32]], Probabilities]
-    summarise: Callable[[NDArray[np.int32], Probabilities], Statistics]
+    predict: Callable[[NDArray[np.float32]], Scores]
+    summarise: Callable[[Labels, Scores], Statistics]
     values: Callable[[Statistics], dict[str, float | None]]
     compute: Callable[[Statistics], Mapping[str, Estimate]]
     curves: Callable[[Statistics], dict[str, Any]]
-    compare: Callable[[NDArray[np.int32], Probabilities, Probabilities], Statistics]
+    compare: Callable[[Labels, Scores, Scores], Statistics]
     differences: Callable[[Statistics], Mapping[str, Estimate]]
     headline: str = "auroc"
+    shown: tuple[str, ...] = ("auroc", "accuracy", "macro_f1", "brier")
+    criterion: str = "log_loss"
+    label_dtype: str = "int32"
+    label_shape: tuple[int | None, ...] = ()
+    width: int = 0
+
+    def nobody(self, classes: int) -> tuple[Labels, Scores]:
+        """Return the labels and scores of no patients, for a task of so many classes."""
+        shape = [size or 0 for size in self.label_shape]
+        return np.zeros((0, *shape), self.label_dtype), np.zeros((0, self.width or classes))
 
 
 def _binary_loss(labels: Any, outputs: Any) -> Any:
@@ -45,12 +58,12 @@ def _class_loss(labels: Any, outputs: Any) -> Any:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, outputs)
 
 
-def _sigmoid(outputs: NDArray[np.float32]) -> Probabilities:
+def _sigmoid(outputs: NDArray[np.float32]) -> Scores:
     positive = 1.0 / (1.0 + np.exp(-np.clip(outputs[:, 0].astype(np.float64), -500, 500)))
     return np.stack([1.0 - positive, positive], axis=1)
 
 
-def _softmax(outputs: NDArray[np.float32]) -> Probabilities:
+def _softmax(outputs: NDArray[np.float32]) -> Scores:
     shifted = np.exp(outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
@@ -65,5 +78,7 @@ _METRICS: dict[str, Any] = {
 }
 BINARY = Objective(_binary_loss, _sigmoid, **_METRICS)
 """Two classes, one output: the logit of class 1."""
-MULTICLASS = Objective(_class_loss, _softmax, **_METRICS, headline="macro_f1")
+MULTICLASS = Objective(
+    _class_loss, _softmax, **_METRICS, headline="macro_f1", shown=("macro_f1", "auroc", "accuracy", "brier")
+)
 """Two or more classes, one output each: logits."""

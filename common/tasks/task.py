@@ -41,10 +41,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Examples:
-    """Encoded rows: ``x`` of shape ``(n, ...)``, ``y`` of shape ``(n,)`` with class numbers from 0."""
+    """Encoded rows: ``x`` of shape ``(n, ...)``; labels ``y`` as the task's objective takes them, class numbers ``(n,)`` from 0 where it sorts into classes."""
 
     x: Array
-    y: NDArray[np.int32]
+    y: Array
 
     def __len__(self) -> int:
         return len(self.y)
@@ -56,7 +56,7 @@ class Task:
 
     ``parts`` names groups of variables by the start of their path (``head``, ``normalisation``, ``intercept``), so that a strategy can keep
     one at the hospital. ``local`` are the parts that the task itself keeps there. ``defaults`` are run settings that suit the task,
-    laid under what the user sets. ``classify`` gives the class numbers of rows, from 0. ``xla`` says that the compiled local epoch is faster under XLA (measured by ``benchmarks/compilers.py``).
+    laid under what the user sets. ``classify`` gives the class numbers of rows, from 0, by which patients are counted and split; a task without classes names one that holds all. ``xla`` says that the compiled local epoch is faster under XLA (measured by ``benchmarks/compilers.py``).
     ``noised`` gives the statistics with enough `Noise` for one row, and may drop what drowns in it; a task without it tells nothing of a hospital under differential privacy,
     and ``fit`` has to do with zeros. ``summary`` says in words what ``summarise`` tells of a hospital's patients, for the privacy statement of a run.
     """

@@ -122,6 +122,11 @@ def built(request):
     return task_named(request.param), *model_of(request.param)
 
 
+def sorts(task):
+    """Tell whether a label is the number of a class, and a score the probability of one."""
+    return (task.objective.label_dtype, task.objective.label_shape, task.objective.width) == ("int32", (), 0)
+
+
 def outputs_of(model, x):
     import tensorflow as tf
 
@@ -151,11 +156,30 @@ def gradients_of(task, model, x, y, mask, *, training):
 def test_examples_fit_model_and_model_fits_objective(built):
     task, examples, model = built
     assert examples.x.shape == (12, *model.input_shape[1:])
-    assert examples.y.shape == (12,)
-    assert examples.y.dtype == np.int32
-    probabilities = task.objective.predict(outputs_of(model, examples.x))
-    assert probabilities.shape == (12, len(task.classes))
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0)
+    nobody, none = task.objective.nobody(len(task.classes))
+    assert examples.y.dtype == nobody.dtype
+    assert examples.y.ndim == nobody.ndim
+    assert len(examples.y) == 12
+    scores = task.objective.predict(outputs_of(model, examples.x))
+    assert scores.shape == (12, none.shape[1])
+    if sorts(task):
+        np.testing.assert_allclose(scores.sum(axis=1), 1.0)
+
+
+def test_statistics_of_nobody_have_the_shapes_of_those_of_patients(built):
+    task, examples, model = built
+    scores = task.objective.predict(outputs_of(model, examples.x))
+    for judge, times in ((task.objective.summarise, 1), (task.objective.compare, 2)):
+        labels, none = task.objective.nobody(len(task.classes))
+        empty, found = judge(labels, *[none] * times), judge(examples.y, *[scores] * times)
+        assert {name: value.shape for name, value in empty.items()} == {n: v.shape for n, v in found.items()}
+
+
+def test_reports_lead_with_metrics_that_there_are(built):
+    task, examples, model = built
+    statistics = task.objective.summarise(examples.y, task.objective.predict(outputs_of(model, examples.x)))
+    assert {task.objective.headline, *task.objective.shown} <= set(task.objective.compute(statistics))
+    assert task.objective.criterion in task.objective.values(statistics)
 
 
 def test_every_variable_gets_a_finite_gradient(built):
@@ -242,7 +266,8 @@ def test_a_column_that_nobody_measured_is_no_failure(task):
 def test_classes_come_from_the_label_and_are_0_without_it(task):
     records = records_of(task, 40)
     classes = task.classify(records)
-    np.testing.assert_array_equal(classes, task.encode(records, prepared(task, records)).y)
+    if sorts(task):
+        np.testing.assert_array_equal(classes, task.encode(records, prepared(task, records)).y)
     assert set(classes) == set(range(len(task.classes)))
     unlabelled = {name: column for name, column in records.items() if name != task.label}
     np.testing.assert_array_equal(task.classify(unlabelled), np.zeros(40))

@@ -62,14 +62,14 @@ class TestSummary:
         for kind in record["results"]:
             assert words.interval(cards.estimate(record, kind, "auroc")) in shown
         assert "…" not in shown
-        assert len(shown.splitlines()) == 2 + len(live.SUMMARISED)
+        assert len(shown.splitlines()) == 2 + len(record["shown"])
 
-    def test_without_a_paired_auroc_the_difference_is_told_in_macro_f1(self):
+    def test_without_a_paired_auroc_the_difference_is_told_in_accuracy(self):
         record = fake_record(classes=("a", "b", "c"))
         for other in record["differences"].values():
             other["pooled"]["auroc"] = [None, None, None]
-        gap = words.interval(cards.difference(record, "local", "macro_f1"), signed=True)
-        assert f"federated minus local only, Macro F1: {gap}" in live.remarks(record)
+        gap = words.interval(cards.difference(record, "local", "accuracy"), signed=True)
+        assert f"federated minus local only, accuracy: {gap}" in live.remarks(record)
         assert not any(line.startswith(words.DASH) for line in live.remarks(record))
 
     def test_what_is_not_defined_is_explained(self):

@@ -110,6 +110,7 @@ def fake_record(
         "title": "Heart disease from 13 clinical features",
         "synthetic": False,
         "headline": "auroc",
+        "shown": ["auroc", "accuracy", "macro_f1", "brier"],
         "command": f"fedward simulate heart --seed {seed}",
         "started": "2026-01-01T10:00:00Z",
         "seed": seed,
@@ -419,7 +420,7 @@ def test_the_sentence_falls_back_where_the_difference_is_not_defined():
     record = fake_record()
     for other in record["differences"]:
         del record["differences"][other]["pooled"]["auroc"]
-    assert "; in Macro F1 it is " in cards.headline(record)
+    assert "; in accuracy it is " in cards.headline(record)
 
 
 @given(
