@@ -29,6 +29,7 @@ DTYPES = {
     "image": np.uint8,
     "text": np.object_,
     "series": np.float32,
+    "codes": np.object_,
 }
 NAME = re.compile(r"\w[\w .-]{0,63}")
 LEAST = 1e-100

@@ -10,6 +10,7 @@ from common.tasks.icu import Icu
 from common.tasks.notes import Notes
 from common.tasks.pneumonia import Pneumonia
 from common.tasks.task import Task
+from common.tasks.treatment_next import TreatmentNext
 
 
 class Recipe(Protocol):
@@ -24,6 +25,7 @@ TASKS: dict[str, type[Recipe]] = {
     "pneumonia": Pneumonia,
     "notes": Notes,
     "icu": Icu,
+    "treatment-next": TreatmentNext,
 }
 
 

@@ -28,7 +28,7 @@ class Column:
     """One column of the raw data. ``codes`` are the allowed values of a category; ``missing`` are values that mean 'not measured'."""
 
     name: str
-    kind: Literal["number", "category", "image", "text", "series"]
+    kind: Literal["number", "category", "image", "text", "series", "codes"]
     meaning: str
     unit: str = ""
     low: float = float("-inf")

@@ -2,6 +2,7 @@
 
 from common.errors import UsageError, nearest
 from simulations.datasets.dataset import Dataset
+from simulations.datasets.eicu import EICU_MATCH, EICU_NEXT
 from simulations.datasets.heart import HEART
 from simulations.datasets.heart_flamby import HEART_FLAMBY
 from simulations.datasets.mtsamples import MTSAMPLES
@@ -12,6 +13,8 @@ from simulations.datasets.pneumonia_synthetic import PNEUMONIA_SYNTHETIC
 from simulations.datasets.questions_zh import QUESTIONS_ZH
 
 DATASETS: dict[str, Dataset] = {
+    "eicu-match": EICU_MATCH,
+    "eicu-next": EICU_NEXT,
     "heart": HEART,
     "heart-flamby": HEART_FLAMBY,
     "mtsamples": MTSAMPLES,
