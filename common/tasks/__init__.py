@@ -10,6 +10,7 @@ from common.tasks.icu import Icu
 from common.tasks.notes import Notes
 from common.tasks.pneumonia import Pneumonia
 from common.tasks.task import Task
+from common.tasks.treatment_match import TreatmentMatch
 from common.tasks.treatment_next import TreatmentNext
 
 
@@ -26,6 +27,7 @@ TASKS: dict[str, type[Recipe]] = {
     "notes": Notes,
     "icu": Icu,
     "treatment-next": TreatmentNext,
+    "treatment-match": TreatmentMatch,
 }
 
 

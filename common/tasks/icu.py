@@ -94,6 +94,7 @@ class Icu:
     units: Annotated[int, Range(1, 4096), "units of the recurrent layer"] = 32
     hours: Annotated[int, Range(1, HOURS), "hours a step of the recurrent layer spans"] = 2
     dropout: Annotated[float, Range(0, 0.9), "share of the inputs of the output layer dropped in training"] = 0.5
+    unread: Annotated[float, Range(0, 0.9), "share of the features dropped in training, each for a whole stay"] = 0.2
 
     def build(self) -> Task:
         """Return the task."""
@@ -142,15 +143,16 @@ class Icu:
         kind = layers.GRU if self.model == "gru" else layers.LSTM
         features = 3 * len(VARIABLES) + 2 * len(STATIC)
         inputs = keras.Input((-(-HOURS // self.hours), features), name="steps")
-        states = kind(self.units, return_sequences=True, name="recurrent")(inputs)
+        read = layers.SpatialDropout1D(self.unread, name="unread")(inputs)
+        states = kind(self.units, return_sequences=True, name="recurrent")(read)
         last = layers.Flatten(name="last")(layers.Cropping1D((inputs.shape[1] - 1, 0), name="crop")(states))
         spread = [
             last,
             layers.GlobalAveragePooling1D(name="mean_state")(states),
-            layers.GlobalAveragePooling1D(name="mean")(inputs),
-            layers.GlobalMaxPooling1D(name="largest")(inputs),
+            layers.GlobalAveragePooling1D(name="mean")(read),
+            layers.GlobalMaxPooling1D(name="largest")(read),
             layers.Rescaling(-1.0, name="smallest")(
-                layers.GlobalMaxPooling1D(name="largest_turned")(layers.Rescaling(-1.0, name="turned")(inputs))
+                layers.GlobalMaxPooling1D(name="largest_turned")(layers.Rescaling(-1.0, name="turned")(read))
             ),
         ]
         joined = layers.Dropout(self.dropout, name="dropout")(layers.Concatenate(name="joined")(spread))

@@ -94,8 +94,9 @@ def last(numbers: list[list[int]], length: int) -> NDArray[np.int32]:
 
 
 def popularity(records: NDArray[np.float64], width: int) -> list[float]:
-    """Return the logarithms of the counts of the treatments listed, from which a model starts: it then recommends what is common; 0 in places without one."""
-    return [*np.log(np.maximum(records, 1.0)).tolist(), *[0.0] * (width - len(records))]
+    """Return the logarithm of each listed treatment's share of all that were given, from which a model starts: it then recommends what is common; 0 in places without one."""
+    shares = np.log(np.maximum(records, 1.0) / max(records.sum(), 1.0))
+    return [*shares.tolist(), *[0.0] * (width - len(records))]
 
 
 def _scores(width: int, outputs: NDArray[np.float32]) -> Scores:

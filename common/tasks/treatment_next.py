@@ -78,7 +78,7 @@ class TreatmentNext:
         return codes.noised(statistics, noise, self.minimum_records)
 
     def fit(self, statistics: Statistics) -> Preparation:
-        """Return the buckets of the codes that histories are read in and of the treatments to recommend, the most frequent first, and the logarithms of the latter's counts."""
+        """Return the buckets of the codes that histories are read in and of the treatments to recommend, the most frequent first, and how common each of these is."""
         history, treatments = codes.kept(statistics, self.minimum_hospitals, (self.codes, self.treatments))
         popularity = recommend.popularity(statistics["records"][1][treatments], self.treatments)
         return {"codes": history, "treatments": treatments, "popularity": popularity}

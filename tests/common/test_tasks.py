@@ -16,6 +16,7 @@ from common.tasks.objective import BINARY
 from common.tasks.task import Column, Examples, Task, rows_of, take
 
 WORDS = ["fever", "cough", "pain", "血", "压", "高", "160", "left"]
+CODES = ["diagnosis shock", "diagnosis sepsis", "treatment fluid", "treatment ventilation", "treatment dialysis"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,10 @@ def build_tiny(_preparation):
 CHOICES = {name: Choice(name) for name in [*TASKS, "tiny"]} | {
     "heart logistic": Choice("heart", (("model", "logistic"), ("site_intercept", True))),
     "pneumonia batch": Choice("pneumonia", (("normalisation", "batch"), ("width", 4))),
+    "icu lstm": Choice("icu", (("model", "lstm"), ("hours", 5), ("units", 4))),
     "notes attention": Choice("notes", (("model", "attention"), ("classes", "a, b, c"), ("minimum_records", 1))),
 }
-MOMENTS = [name for name in CHOICES if not name.startswith("notes")]
+MOMENTS = [name for name in CHOICES if not name.startswith(("notes", "treatment"))]
 
 
 @cache
@@ -84,6 +86,12 @@ def column_of(column, rows, generator):
         return np.array([" ".join(generator.choice(WORDS, size=6)) for _ in range(rows)], object)
     if column.kind == "image":
         return generator.integers(0, 256, (rows, *column.shape), dtype=np.uint8)
+    if column.kind == "series":
+        low, high = ([getattr(each, end) for each in column.variables] for end in ("low", "high"))
+        values = generator.uniform(low, high, (rows, *column.shape)).astype(np.float32)
+        return np.where(generator.random(values.shape) < 0.8, np.float32(np.nan), values)
+    if column.kind == "codes":
+        return np.array(["\n".join(generator.choice(CODES, size=3, replace=False)) for _ in range(rows)], object)
     if column.kind == "category":
         return generator.choice(column.codes, size=rows).astype(float)
     return generator.uniform(column.low, column.high, rows)
@@ -91,8 +99,10 @@ def column_of(column, rows, generator):
 
 def missing(column, rows):
     """Return a column that nobody measured."""
-    if column.kind == "text":
+    if column.kind in ("text", "codes"):
         return np.array([None] * rows, object)
+    if column.kind == "series":
+        return np.full((rows, *column.shape), np.nan, np.float32)
     if column.kind == "image":
         return np.zeros((rows, *column.shape), np.uint8)
     return np.full(rows, np.nan)
@@ -101,6 +111,8 @@ def missing(column, rows):
 def records_of(task, rows, seed=0):
     generator = np.random.default_rng(seed)
     records = {column.name: column_of(column, rows, generator) for column in task.columns}
+    if task.objective.label_shape:
+        return records | {task.label: column_of(Column(task.label, "codes", "what is recommended"), rows, generator)}
     return records | {task.label: generator.integers(0, len(task.classes), rows)}
 
 
