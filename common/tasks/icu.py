@@ -92,7 +92,7 @@ class Icu:
 
     model: Annotated[Literal["gru", "lstm"], "kind of the recurrent layer"] = "gru"
     units: Annotated[int, Range(1, 4096), "units of the recurrent layer"] = 32
-    hours: Annotated[int, Range(1, HOURS), "hours a step of the recurrent layer spans"] = 2
+    hours: Annotated[int, Range(1, HOURS), "hours a step of the recurrent layer spans"] = 4
     dropout: Annotated[float, Range(0, 0.9), "share of the inputs of the output layer dropped in training"] = 0.5
     unread: Annotated[float, Range(0, 0.9), "share of the features dropped in training, each for a whole stay"] = 0.2
 
@@ -113,8 +113,14 @@ class Icu:
             parts={"head": ("output",), "recurrent": ("recurrent",)},
             summary="of how many patients each variable was measured, with the sums of their means and mean squares over time",
             defaults={
-                "rounds": 30,
-                "training": {"optimizer": "adam", "learning_rate": 0.003, "batch_size": 32, "epochs": 1},
+                "rounds": 24,
+                "training": {
+                    "optimizer": "adam",
+                    "learning_rate": 0.003,
+                    "learning_rate_decay": 0.95,
+                    "batch_size": 32,
+                    "epochs": 1,
+                },
             },
         )
 

@@ -69,8 +69,8 @@ class TreatmentMatch:
             local=("patients",),
             summary=f"in how many of its records each of {BUCKETS:,} hash buckets of codes occurs, where {self.minimum_records} or more do",
             defaults={
-                "rounds": 30,
-                "training": {"optimizer": "adam", "learning_rate": 0.003, "batch_size": 32, "epochs": 1},
+                "rounds": 20,
+                "training": {"optimizer": "adam", "learning_rate": 0.01, "batch_size": 32, "epochs": 3},
             },
         )
 

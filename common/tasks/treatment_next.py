@@ -64,8 +64,8 @@ class TreatmentNext:
             parts={"head": ("output",), "embedding": ("embedding",)},
             summary=f"in how many of its records each of {BUCKETS:,} hash buckets of codes occurs, where {self.minimum_records} or more do",
             defaults={
-                "rounds": 30,
-                "training": {"optimizer": "adam", "learning_rate": 0.003, "batch_size": 32, "epochs": 1},
+                "rounds": 25,
+                "training": {"optimizer": "adam", "learning_rate": 0.005, "batch_size": 32, "epochs": 2},
             },
         )
 
