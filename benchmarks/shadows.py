@@ -1,4 +1,4 @@
-"""Shadow models for membership inference: 64 of the pneumonia CNN, 346,561 weights, all by the same compiled functions.
+"""Shadow models for membership inference: 64 of the pneumonia CNN, 346,561 weights, on a process for each core.
 
 ``python benchmarks/shadows.py``. The target is one hospital with 2,000 generated images, of which 1,400 are trained on in 5 rounds of one epoch at batch 32; each shadow is another draw of as many.
 Goal: 64 shadows in 60 s, with all that a study asks for: training, the round loop, and the final model judged.
@@ -19,7 +19,7 @@ from common import flower
 from common.tasks.task import rows_of
 from simulations import scenario as scenarios
 from simulations.attacks.attack import Target, overhear
-from simulations.attacks.membership import shadows
+from simulations.attacks.shadows import shadows
 from simulations.hospitals import populate
 
 COUNT, GOAL = 64, 60.0

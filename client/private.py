@@ -31,6 +31,8 @@ from common.statistics import Statistics
 from common.tasks import task_of
 from common.tasks.task import Array, Task, rows_of, take
 
+LARGEST = 1e3
+"""Largest weight of a model that is trained under differential privacy."""
 NOBODY = np.zeros(0, np.int64)
 WIDEST = 64
 """Rows of one batch where all rows make one step."""
@@ -95,7 +97,15 @@ def first_event(config: RunConfig, task: Task) -> Event | None:
 def terms(hospital: Hospital, config: RunConfig, task: Task) -> Terms:
     """Return the terms under which a hospital trains in a run; errors as of `terms_of` and `units_of`."""
     first, units = first_event(config, task), units_of(hospital, config)
-    return terms_of(config.privacy, config.training, config.rounds, len(units), (first,) if first else ())
+    found = terms_of(config.privacy, config.training, config.rounds, len(units), (first,) if first else ())
+    moved = config.training.learning_rate * found.event.noise_multiplier * found.clip_norm / found.sample
+    if moved > LARGEST:
+        raise ConfigError(
+            f"privacy.epsilon: {config.privacy.epsilon:g} takes noise of {found.event.noise_multiplier:.3g} times privacy.clip_norm {found.clip_norm:g} over {found.sample:.3g} {config.privacy.unit}s,"
+            f" by which a step of {config.training.learning_rate:g} would move every weight by about {moved:.3g}; a private model's lie within {LARGEST:g} of 0."
+            " Take a larger epsilon, fewer rounds or a smaller training.learning_rate"
+        )
+    return found
 
 
 def shared_noise(hospital: Hospital, request: Request, reply: Reply, fewest: int) -> fixed.Noise | None:

@@ -34,8 +34,6 @@ State = dict[str, NDArray[Any]]
 """What a hospital keeps between rounds: its local weights, its control variate, what lossy codecs have not yet sent."""
 
 
-LARGEST = 1e3
-"""Largest weight of a model that is trained under differential privacy."""
 MOST_MODELS = 8
 """Models that a worker holds at a time, each with its compiled functions."""
 
@@ -279,8 +277,8 @@ def _count_classes(task: Task, records: Records) -> NDArray[np.float64]:
 def _check_range(arrays: Mapping[str, NDArray[Any]]) -> None:
     """Refuse weights so large that a row could make a gradient overflow: that is a bit which no noise covers. Depends on no patient."""
     for array in arrays.values():
-        if array.dtype.kind == "f" and not np.abs(array).max(initial=0.0) <= LARGEST:
-            raise UpdateRejected("range", f"the model sent holds a weight that is not within {LARGEST:g} of 0")
+        if array.dtype.kind == "f" and not np.abs(array).max(initial=0.0) <= private.LARGEST:
+            raise UpdateRejected("range", f"the model sent holds a weight that is not within {private.LARGEST:g} of 0")
 
 
 def _pace(request: Request) -> list[float]:

@@ -258,6 +258,16 @@ class RunConfig:
 def _check_privacy(run: RunConfig) -> None:
     """Refuse settings with which what is claimed of a run's privacy would not hold."""
     privacy = run.privacy
+    of_units = {"adaptive": "hospital", "rows_per_patient": "patient"}
+    for name, unit in of_units.items():
+        if getattr(privacy, name) != getattr(PrivacyConfig, name) and privacy.unit != unit:
+            raise ConfigError(
+                f"privacy.{name}: has a meaning with privacy.unit {unit!r} alone, and the run protects the {privacy.unit!r}; leave it out, or set the unit"
+            )
+    if privacy.statistics and privacy.unit == "hospital":
+        raise ConfigError(
+            "privacy.statistics: noise of the coordinator covers updates, and not the sums that prepare the data; set it to 0, or protect the 'record'"
+        )
     if (privacy.at_hospitals or privacy.at_coordinator) and run.stopping.patience:
         raise ConfigError(
             "stopping.patience: which round is kept would be chosen by validation patients without noise, and no epsilon covers that; set it to 0, or privacy.epsilon to inf"
@@ -468,7 +478,9 @@ def _typed(kind: Any, value: Any, path: str) -> Any:
         return value if value is None else _typed(get_args(kind)[0], value, path)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if type(value) is not kind or value != value:  # noqa: PLR0124 - only nan differs from itself
+    if value != value:  # noqa: PLR0124 - only nan differs from itself
+        raise ConfigError(f"{path}: expected a number, got nan, which is none")
+    if type(value) is not kind:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         raise ConfigError(f"{path}: expected {names.get(kind, kind)}, got {_named(value)}")
     return value

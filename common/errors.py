@@ -73,6 +73,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "did you mean 'fedavg'? Known: fedavg, krum"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(names)}"

@@ -65,7 +65,7 @@ class Plan:
                 f"privacy.noise: 'shared' covers one vector that is summed, and {self.config.strategy.name!r} has hospitals keep or send more; take another strategy, or set privacy.noise to 'hospital'"
             )
         if self.config.secure.aggregation:
-            _check_secure(self.config, strategy, self.cohort)
+            _check_secure(self.config, strategy, len(self.cohort) or self.expected)
         return self.hospital_privacy.around(strategy) if self.config.privacy.at_coordinator else strategy
 
     @cached_property
@@ -89,7 +89,7 @@ class Plan:
         return messages.run_text(self.config)
 
 
-def _check_secure(config: RunConfig, strategy: Strategy, cohort: tuple[str, ...]) -> None:
+def _check_secure(config: RunConfig, strategy: Strategy, hospitals: int) -> None:
     """Refuse what needs more than a sum; raise `ConfigError`."""
     name = config.strategy.name
     objections = {
@@ -99,8 +99,8 @@ def _check_secure(config: RunConfig, strategy: Strategy, cohort: tuple[str, ...]
         "privacy.unit: 'hospital' bounds every update by itself, and the coordinator sees none": config.privacy.at_coordinator,
         "limits.update_norm: the coordinator sees no update whose norm it could hold against a limit; set it to 0": config.limits.update_norm
         > 0,
-        f"{len(cohort)} hospitals are in the federation, and of a sum of fewer than {FEWEST} each knows the others' part": 0
-        < len(cohort)
+        f"secure.aggregation: {hospitals} hospitals are in the federation, and of a sum of fewer than {FEWEST} each knows the others' part": 0
+        < hospitals
         < FEWEST,
     }
     for objection, holds in objections.items():

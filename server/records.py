@@ -63,7 +63,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a hospital's patients: their count, in all and by class."""
+    """One part of a hospital's patients: their count, in all and by class; ``classes`` is empty where that is not told."""
 
     rows: int
     classes: list[int]

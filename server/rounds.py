@@ -149,7 +149,7 @@ def _enrol(grid: Grid, plan: Plan, before: int) -> Fleet:
             refused.add("name")
             continue
         nodes_of[name] = node
-        members.append(_member(name, group("count", reply.statistics)))
+        members.append(_member(name, group("count", reply.statistics), sorted_out=not config.privacy.at_hospitals))
         statistics.add(name, group("task", reply.statistics))
     wanted = max(config.selection.minimum, min(2, len(plan.cohort)))
     if len(members) < wanted:
@@ -211,9 +211,11 @@ def _wait_for_nodes(grid: Grid, plan: Plan, before: int) -> list[int]:
     return sorted(grid.get_node_ids())
 
 
-def _member(name: str, counts: Statistics) -> Member:
+def _member(name: str, counts: Statistics, *, sorted_out: bool) -> Member:
+    """Return a hospital's counts; by class only where they are ``sorted_out``: under differential privacy the shares of the classes are made up."""
     parts = {part: [int(count) for count in counts[part]] for part in ("train", "validation", "test")}
-    return Member(name, **{part: Part(sum(classes), classes) for part, classes in parts.items()})
+    told = {part: Part(sum(classes), classes if sorted_out else []) for part, classes in parts.items()}
+    return Member(name, **told)
 
 
 def exchange(grid: Grid, requests: Mapping[K, Message], seconds: float) -> Iterator[tuple[K, Message | None]]:

@@ -104,6 +104,11 @@ def classes(hospital: Mapping[str, Any]) -> list[int]:
     return [sum(column) for column in zip(*parts, strict=True)]
 
 
+def sorted_out(record: Record) -> bool:
+    """Whether hospitals told how many patients of each class they have."""
+    return all(classes(hospital) for hospital in record["hospitals"])
+
+
 def gaps(record: Record, metric: str, names: Sequence[str | None]) -> bool:
     """Whether a metric is not defined at one of these hospitals (None: all test patients pooled) for one of the approaches."""
     return any(not defined(estimate(record, kind, metric, name)) for kind in approaches(record) for name in names)

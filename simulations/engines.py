@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +67,12 @@ def ray(scenario: Scenario, population: Population, plan: Plan, folder: Path, wa
     text, secret = scenario.text(), population.secret
     client = make_app(lambda context: hospitals.seat_of(text, context, secret))
     # Flower starts the ServerApp before all nodes are there.
-    server = server_app.make_app(replace(plan, expected=len(population.seats)), folder, done, watch)
+    server = server_app.make_app(plan, folder, done, watch)
     run_simulation(
-        server, client, len(population.seats), backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+        server,
+        client,
+        len(population.seats),
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"log_to_driver": False}},
     )
 
 

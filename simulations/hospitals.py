@@ -130,7 +130,7 @@ def _hospital(name: str, rows: Array, table: Table, scenario: Scenario, *, flip:
         train[label] = _turned(table, rest[~validation], label)
     trained, ledger = rest[~validation], Ledger(key=lambda question: noise_key(seed, name, question))
     parts = train, take(table.records, rest[validation]), take(table.records, tested)
-    return Hospital(name, *parts, table.patient[trained], ledger)
+    return Hospital(name, *parts, None if table.patient is None else table.patient[trained], ledger)
 
 
 def noise_key(seed: int, name: str, question: Question) -> bytes:
@@ -141,7 +141,7 @@ def noise_key(seed: int, name: str, question: Question) -> bytes:
 def _drawn(table: Table, rows: Array, share: float, seed: np.random.SeedSequence) -> Array:
     if not share:
         return np.zeros(len(rows), bool)
-    drawn: Array = partition.split(table.label[rows], table.patient[rows], share, np.random.default_rng(seed))
+    drawn: Array = partition.split(table.label[rows], table.whose[rows], share, np.random.default_rng(seed))
     return drawn
 
 

@@ -1,7 +1,9 @@
 """What a running simulation shows: a live table of its hospitals while it trains, a summary at its end."""
 
 import contextlib
+import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -31,6 +33,21 @@ WATCHED = 2
 STOPPING = b"\nstopping at the end of this round; Ctrl-C again stops at once\n"
 
 
+class Once(logging.Filter):
+    """Lets a warning through once, whatever its numbers: what one hospital refuses, others refuse too, and again at every attempt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether nothing like it was told before."""
+        text = re.sub(r"\d[\d.,e+-]*", "0", record.getMessage())
+        fresh = text not in self._told
+        self._told.add(text)
+        return fresh
+
+
 class Live:
     """Shows the runs that are begun, their stages and rounds; prints plain lines where the output is no terminal, and nothing when quiet."""
 
@@ -46,8 +63,11 @@ class Live:
         self._rounds: list[RoundRecord] = []
         self._before: Any = None
         self._pressed = self._waits = False
+        self._once = Once()
 
     def __enter__(self) -> Self:
+        if logging.lastResort:
+            logging.lastResort.addFilter(self._once)
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._press)
         if self._shows:
@@ -59,6 +79,8 @@ class Live:
     ) -> None:
         with contextlib.suppress(RuntimeError):
             self._live.stop()
+        if logging.lastResort:
+            logging.lastResort.removeFilter(self._once)
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
@@ -103,7 +125,7 @@ class Live:
         elif not self._quiet and time.monotonic() - self._told > SILENT_SECONDS:
             self._told = time.monotonic()
             loss = words.number(record.train_loss)
-            self._print(f"round {record.round} of {self._total}, loss {loss}, {self._time_left()} left")
+            self._print(f"round {record.round} of {self._total}, loss {loss}{self._time_left(', ')}")
 
     def _print(self, text: str) -> None:
         # Text, because a name may hold what rich takes for markup; the terminal wraps what is too long.
@@ -116,15 +138,15 @@ class Live:
         last = self._rounds[-1]
         sent = sum(row.bytes_up + row.bytes_down for row in self._rounds)
         more = f"and {len(last.asked) - MOST_ROWS} more hospitals · " if len(last.asked) > MOST_ROWS else ""
-        below = Text(f"{more}{words.size(sent)} sent · {self._time_left()} left · {self._stage}")
+        below = Text(f"{more}{words.size(sent)} sent{self._time_left(' · ')} · {self._stage}")
         return Group(*title, self._round_table(last), below)
 
-    def _time_left(self) -> str:
+    def _time_left(self, before: str) -> str:
         """Say how long the rest of the rounds takes at the pace so far; the first one also starts TensorFlow, and tells nothing."""
         if len(self._rounds) < 2:
-            return words.DASH
+            return ""
         pace = (time.monotonic() - self._first) / (len(self._rounds) - 1)
-        return words.seconds((self._total - self._rounds[-1].round) * pace)
+        return f"{before}{words.seconds((self._total - self._rounds[-1].round) * pace)} left"
 
     def _round_table(self, last: RoundRecord) -> Table:
         table = Table(box=box.SIMPLE_HEAD, title=f"round {last.round} of {self._total}", title_justify="left")

@@ -195,7 +195,7 @@ def _artificial(table: Table, kind: str, x: str, hospitals: int, generator: np.r
         raise ConfigError(f"simulation.hospitals: {kind!r} needs a count of hospitals, for example --hospitals 10")
     partitioner = PARTITIONERS[kind]
     value = _number(partitioner, kind, x)
-    _, first, inverse = np.unique(table.patient, return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(table.whose, return_index=True, return_inverse=True)
     facts = Facts(table.label[first], _feature(table)[first] if kind == "feature" else np.zeros(len(first)))
     training = None if table.test is None else ~table.test
     for _ in range(ATTEMPTS):

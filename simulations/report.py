@@ -238,7 +238,7 @@ def _dashes(record: Record, metrics: Sequence[str]) -> str:
 def split_table(record: Record) -> Table:
     """Return every hospital's patients by part and class."""
     rows = [_split_row(record, item) for item in record["hospitals"][:MOST_ROWS]]
-    head = ["hospital", *PARTS, *_numbered(record["classes"]), "all"]
+    head = ["hospital", *PARTS, *(_numbered(record["classes"]) if cards.sorted_out(record) else []), "all"]
     return Table(head, rows, _more(len(record["hospitals"]), "hospitals"))
 
 

@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 from client import private
+from common import supervise
 from common.config import RunConfig, merge
 from common.errors import ConfigError, DataError, FedwardError, QuorumError, UsageError
 from common.network import seed_for
@@ -67,10 +68,10 @@ def on_grid(grid: Grid, context: Context) -> None:
         )
 
     def engine(
-        _scenario: Scenario, population: Population, plan: Plan, folder: Path, watch: rounds.Watch, done: Done
+        _scenario: Scenario, _population: Population, plan: Plan, folder: Path, watch: rounds.Watch, done: Done
     ) -> None:
         engines.check_goes_on(folder, plan, "ray")
-        make_app(replace(plan, expected=len(population.hospitals)), folder, done, watch)(grid, context)
+        make_app(plan, folder, done, watch)(grid, context)
 
     simulate(scenario, folder, f"fedward simulate {folder / CONFIG}", engine=engine)
 
@@ -108,16 +109,47 @@ def simulate(
     clock = Clock()
     watcher.stage("reading data")
     population = populate(scenario)
-    plan = Plan(scenario.run, noise_key=seed_for(scenario.run.seed, "noise").generate_state(8).tobytes())
-    _ = plan.strategy  # a contradiction is refused before anything is written
-    if scenario.run.selection.minimum > len(population.hospitals):
+    plan = _planned(scenario, population)
+    with supervise.marked(folder, "; wait until it has ended, or stop it"):
+        warning = f"# {cards.SYNTHETIC}\n" if population.dataset.synthetic else ""
+        models.write(folder / CONFIG, (warning + scenario.text()).encode())
+        facts = _trained(scenario, population, plan, folder, watcher, clock, engine)
+        outcome: Outcome = facts.pop("outcome")
+        facts |= {"started": clock.started, "seconds": {**clock.laps, "total": clock.total()}}
+        record: dict[str, Any] = records.finite(_record(scenario, population, outcome, folder.name, command) | facts)
+        watcher.stage("writing the report")
+        records.save_model(folder, plan.task, scenario.run.seed, outcome.model)
+        records.write_metrics(folder, record)
+        records.write_json(folder / records.RUN, record)
+        report.write_report(folder)
+    return record
+
+
+def _planned(scenario: Scenario, population: Population) -> Plan:
+    """Return the plan of a run; contradictions are refused, before anything is written."""
+    config, hospitals = scenario.run, len(population.hospitals)
+    noise_key = seed_for(config.seed, "noise").generate_state(8).tobytes()
+    plan = Plan(config, expected=hospitals, noise_key=noise_key)
+    _ = plan.strategy
+    if config.selection.minimum > hospitals:
         raise ConfigError(
-            f"selection.minimum: expected at most the {len(population.hospitals)} hospitals of the scenario, got {scenario.run.selection.minimum}"
+            f"selection.minimum: expected at most the {hospitals} hospitals of the scenario, got {config.selection.minimum}"
         )
-    if scenario.run.privacy.at_hospitals:
-        _check_privacy(population, scenario.run)
-    warning = f"# {cards.SYNTHETIC}\n" if population.dataset.synthetic else ""
-    models.write(folder / CONFIG, (warning + scenario.text()).encode())
+    if config.privacy.at_hospitals:
+        _check_privacy(population, config)
+    return plan
+
+
+def _trained(
+    scenario: Scenario,
+    population: Population,
+    plan: Plan,
+    folder: Path,
+    watcher: Watcher,
+    clock: "Clock",
+    engine: Engine | None,
+) -> dict[str, Any]:
+    """Train and compare; return the facts of the record that come of it, and the ``outcome``."""
     watcher.stage("federated training")
     facts: dict[str, Any] = {}
 
@@ -138,15 +170,7 @@ def simulate(
         raise FedwardError(
             f"the engine ended without a model; its log above says why. What is finished is kept in {folder}"
         )
-    outcome: Outcome = facts.pop("outcome")
-    timed = facts | {"started": clock.started, "seconds": {**clock.laps, "total": clock.total()}}
-    record: dict[str, Any] = records.finite(_record(scenario, population, outcome, folder.name, command) | timed)
-    watcher.stage("writing the report")
-    records.save_model(folder, plan.task, scenario.run.seed, outcome.model)
-    records.write_metrics(folder, record)
-    records.write_json(folder / records.RUN, record)
-    report.write_report(folder)
-    return record
+    return facts
 
 
 def _check_privacy(population: Population, config: RunConfig) -> None:

@@ -27,11 +27,34 @@ WORTH_SECONDS = 20.0
 TELLING_ROUNDS = 3
 COMMAND = [sys.executable, "-m", "simulations.workers"]
 """Starts a process; the number of its socket is added."""
+ENDED = "a worker process ended; set simulation.workers to 1, or give the machine more memory"
 
 
 def app_of(seats: Sequence[Node]) -> ClientApp:
     """Return the app of nodes whose partition number is a seat's."""
     return make_app(lambda context: seats[int(context.node_config["partition-id"])])
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start(command: Sequence[str], scenario: str, secret: bytes) -> "tuple[subprocess.Popen[bytes], Connection]":
+    """Start a process that serves a scenario's hospitals, and tell it scenario and secret; the number of its socket is added to the command."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        # A session of its own, so that Ctrl-C reaches this process alone, which then ends its workers.
+        process = subprocess.Popen(  # noqa: S603
+            [*command, str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    connection = Connection(ours.detach())
+    connection.send_bytes(scenario.encode())
+    connection.send_bytes(secret)
+    return process, connection
 
 
 class Crew:
@@ -55,18 +78,9 @@ class Crew:
     def grow(self, count: int) -> None:
         """Start ``count`` processes; from now on they answer."""
         for _ in range(count):
-            ours, theirs = socket.socketpair()
-            with theirs:
-                command = [*COMMAND, str(theirs.fileno())]
-                # A session of its own, so that Ctrl-C reaches this process alone, which then ends its workers.
-                process = subprocess.Popen(  # noqa: S603
-                    command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True
-                )
-                self._processes.append(process)
-            line = Line(Connection(ours.detach()))
-            line.connection.send_bytes(self._scenario.encode())
-            line.connection.send_bytes(self._secret)
-            self._idle.put(line)
+            process, connection = start(COMMAND, self._scenario, self._secret)
+            self._processes.append(process)
+            self._idle.put(Line(connection))
         self._threads = ThreadPoolExecutor(count)
 
     def grow_if_worth(self, seconds: float, rounds_left: int, asked: int) -> None:
@@ -75,10 +89,9 @@ class Crew:
         That is judged by the fastest round so far; the first ones also compile, and say nothing.
         """
         self._seconds.append(seconds)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         told = len(self._seconds) >= TELLING_ROUNDS and min(self._seconds) * rounds_left > WORTH_SECONDS
-        if self._threads is None and min(cores, asked) > 1 and told:
-            self.grow(min(cores, asked))
+        if self._threads is None and min(cores(), asked) > 1 and told:
+            self.grow(min(cores(), asked))
 
     def __enter__(self) -> Self:
         return self
@@ -95,9 +108,7 @@ class Crew:
         try:
             return line.exchange(message, context)
         except (EOFError, OSError):
-            raise FedwardError(
-                "a worker process ended; set simulation.workers to 1, or give the machine more memory"
-            ) from None
+            raise FedwardError(ENDED) from None
         finally:
             self._idle.put(line)
 

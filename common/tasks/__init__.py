@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from common.config import Choice, RunConfig, merge, parse
+from common.errors import ConfigError
 from common.tasks.heart import Heart
 from common.tasks.icu import Icu
 from common.tasks.notes import Notes
@@ -30,6 +31,9 @@ TASKS: dict[str, type[Recipe]] = {
     "treatment-match": TreatmentMatch,
 }
 
+SWITCHES = {"privacy": "epsilon", "secure": "aggregation"}
+"""Parts of a run that a setting of theirs switches on."""
+
 
 @lru_cache(maxsize=64)
 def task_of(choice: Choice) -> Task:
@@ -45,5 +49,9 @@ def read_run(tables: Mapping[str, Any]) -> RunConfig:
     ConfigError
         For an unknown key, a wrong type or range, or a contradiction; the message names the key.
     """
+    for part, switch in SWITCHES.items():
+        given = tables.get(part, {})
+        if isinstance(given, Mapping) and given and switch not in given:
+            raise ConfigError(f"{part}.{next(iter(given))}: means nothing without {part}.{switch}; set that too")
     task = task_of(parse(RunConfig, tables).task)
     return parse(RunConfig, merge(task.defaults, tables))

@@ -5,28 +5,17 @@ Thresholds are chosen with the scores of patients who were not trained on, so th
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable
 
 import numpy as np
-from flwr.app import Context, Message
-from numpy.typing import NDArray
 
 from client import evaluation
-from client.app import Node
-from client.hospital import Hospital
-from client.ledger import Ledger
 from common import network as networks
 from common.layout import Vector
-from common.messages import STATISTICS
-from common.network import seed_for
-from common.tasks.task import Records, rows_of, take
-from simulations.attacks import attack
+from common.tasks.task import Records, rows_of
 from simulations.attacks.attack import Attack, Finding, Scores, Target
-from simulations.hospitals import noise_key, seats_of
+from simulations.attacks.shadows import Flags, joined, shadows, size_of
 
-Flags = NDArray[np.bool_]
 Judge = Callable[[Vector], Scores]
 """From weights to each patient's logarithm of the chance that the model gives its true class, shape ``(n,)``."""
 
@@ -117,8 +106,8 @@ def findings(view: str, scores: Scores, members: Flags) -> list[Finding]:
 def run(target: Target) -> list[Finding]:
     """Attack the final model and the updates of a run."""
     hospitals = target.population.hospitals
-    everyone = _joined([_joined([h.train, h.test]) for h in hospitals])
-    members = np.concatenate([np.arange(_size(h)) < rows_of(h.train) for h in hospitals])
+    everyone = joined([joined([h.train, h.test]) for h in hospitals])
+    members = np.concatenate([np.arange(size_of(h)) < rows_of(h.train) for h in hospitals])
     judge = judge_of(target, everyone)
     final = judge(target.outcome.model.weights)
     found = findings("loss, final model", final, members)
@@ -156,52 +145,14 @@ def _moved(target: Target, judge: Judge) -> Scores:
     scores, start = [], 0
     updates = {heard.hospital: heard for heard in target.heard}
     for hospital in target.population.hospitals:
-        own = slice(start, start + _size(hospital))
+        own = slice(start, start + size_of(hospital))
         start = own.stop
         if (heard := updates.get(hospital.name)) is None:
-            scores.append(np.zeros(_size(hospital)))
+            scores.append(np.zeros(size_of(hospital)))
             continue
         step = heard.update / max(float(np.linalg.norm(heard.update)), 1.0)
         scores.append((judge(heard.weights + step) - judge(heard.weights))[own])
     return np.concatenate(scores)
-
-
-def shadows(target: Target) -> Iterator[tuple[Vector, Flags]]:
-    """Yield the final weights of federations like the target's, each with who was trained on. All are trained by the same compiled functions."""
-    run, secret = target.scenario.run, target.population.secret
-    originals = seats_of(target.population.hospitals, target.worker, secret)
-    for number in range(target.shadows):
-        dealt = [_dealt(hospital, run.seed, number) for hospital in target.population.hospitals]
-        hospitals = [hospital for hospital, _ in dealt]
-        seats = seats_of(hospitals, target.worker, secret)
-        nodes = [partial(_prepared, first, seat) for first, seat in zip(originals, seats, strict=True)]
-        yield attack.train(run, nodes).model.weights, np.concatenate([inside for _, inside in dealt])
-        for hospital in hospitals:
-            target.worker.forget(hospital)
-
-
-def _prepared(original: Node, shadow: Node, message: Message, context: Context) -> Message:
-    """Prepare the data as the target's are, which everybody knows: so the models are the same to the compiler."""
-    return (original if message.metadata.message_type == STATISTICS else shadow)(message, context)
-
-
-def _dealt(hospital: Hospital, seed: int, number: int) -> tuple[Hospital, Flags]:
-    """Draw anew which of a hospital's patients are trained on, as many as before."""
-    name, rows, count = hospital.name, _joined([hospital.train, hospital.test]), rows_of(hospital.train)
-    order = np.random.default_rng(seed_for(seed, "shadow", number, name)).permutation(_size(hospital))
-    inside = np.zeros(_size(hospital), np.bool_)
-    inside[order[:count]] = True
-    train, test = (take(rows, np.flatnonzero(part)) for part in (inside, ~inside))
-    ledger = Ledger(key=lambda question: noise_key(seed, f"{name} in shadow {number}", question))
-    return replace(hospital, train=train, test=test, patients=np.arange(count), ledger=ledger), inside
-
-
-def _size(hospital: Hospital) -> int:
-    return rows_of(hospital.train) + rows_of(hospital.test)
-
-
-def _joined(parts: list[Records]) -> Records:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 MEMBERSHIP = Attack("membership", "membership inference", run)

@@ -30,14 +30,14 @@ class Table:
     """A data set that was read: ``n`` rows, duplicates removed.
 
     ``label`` holds class numbers ``(n,)``, which index ``classes``; ``records`` also hold the label, in the column ``target``.
-    ``patient`` ``(n,)`` says whose row it is: rows of one patient never part. ``hospital`` ``(n,)`` names the hospitals that the data really come
+    ``patient`` ``(n,)`` says whose row it is, so that rows of one patient never part; None where the data do not say, and then every row counts as a patient. ``hospital`` ``(n,)`` names the hospitals that the data really come
     from, ``test`` ``(n,)`` is the published split; both are None where there is none.
     """
 
     records: Records
     label: NDArray[np.int64]
     classes: tuple[str, ...]
-    patient: Array
+    patient: Array | None = None
     hospital: Array | None = None
     test: NDArray[np.bool_] | None = None
     duplicates_removed: int = 0
@@ -45,6 +45,11 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @property
+    def whose(self) -> Array:
+        """Return whose each row is, a number of its own where the data do not say."""
+        return np.arange(len(self)) if self.patient is None else self.patient
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ def read(folder: Path) -> Table:
         records,
         label_of(records),
         CLASSES,
-        np.arange(len(kept)),
-        hospital[kept],
+        hospital=hospital[kept],
         duplicates_removed=repeated,
         target="num",
     )

@@ -19,7 +19,7 @@ def read(folder: Path) -> Table:
     records = take(records, kept) | {name: np.full(len(kept), np.nan) for name in ABSENT}
     label = label_of(records)
     test = published_split(label, hospital[kept])
-    return Table(records, label, CLASSES, np.arange(len(kept)), hospital[kept], test, target="num")
+    return Table(records, label, CLASSES, hospital=hospital[kept], test=test, target="num")
 
 
 def published_split(label: Array, hospital: Array) -> Array:

@@ -29,9 +29,7 @@ def read(folder: Path) -> Table:
     # Test images come first, so that an image on both sides would stay in the test and leave the training images.
     kept = np.array(order)[distinct([images[row].tobytes() for row in order])]
     records = {"image": images[kept], "label": label[kept]}
-    return Table(
-        records, label[kept], CLASSES, np.arange(len(kept)), test=test[kept], duplicates_removed=len(images) - len(kept)
-    )
+    return Table(records, label[kept], CLASSES, test=test[kept], duplicates_removed=len(images) - len(kept))
 
 
 def _arrays(path: Path) -> dict[str, Array]:

@@ -21,7 +21,7 @@ def read(_folder: Path) -> Table:
     label = (rng.random(ROWS) < ILL).astype(np.int64)
     chest = _chests(rng) + _opacities(label, rng) + rng.normal(0, 10, (ROWS, SIDE, SIDE))
     images = np.clip(np.round(chest), 0, 255).astype(np.uint8)
-    return Table({"image": images, "label": label}, label, CLASSES, np.arange(ROWS))
+    return Table({"image": images, "label": label}, label, CLASSES)
 
 
 def _chests(rng: Generator) -> Array:

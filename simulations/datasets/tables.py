@@ -99,4 +99,4 @@ def text_table(texts: Sequence[str], labels: Sequence[str], classes: Sequence[st
     rows = [row for row in kept.tolist() if labels[row] in classes]
     label = np.array([classes.index(labels[row]) for row in rows], np.int64)
     records = {"text": np.array([texts[row] for row in rows], object), "label": label}
-    return Table(records, label, tuple(classes), np.arange(len(rows)), duplicates_removed=len(texts) - len(kept))
+    return Table(records, label, tuple(classes), duplicates_removed=len(texts) - len(kept))

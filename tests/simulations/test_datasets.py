@@ -55,10 +55,10 @@ def table_of(name):
 def test_a_data_set_keeps_its_contract(name):
     dataset, table = DATASETS[name], table_of(name)
     assert dataset.name == name
-    assert len(table) == dataset.rows == len(table.patient) == len(np.unique(table.patient))
+    assert len(table) == dataset.rows == len(table.whose)
     assert all(len(column) == len(table) for column in table.records.values())
     assert set(table.label.tolist()) == set(range(len(table.classes)))
-    for optional in (table.hospital, table.test):
+    for optional in (table.patient, table.hospital, table.test):
         assert optional is None or len(optional) == len(table)
     assert all((dataset.title, dataset.origin, dataset.licence, dataset.citation))
     assert dataset.synthetic == ("SYNTHETIC" in dataset.title)

@@ -6,7 +6,8 @@ import pytest
 from client.worker import Worker
 from common.errors import UpdateRejected
 from common.messages import TRAIN, Request, run_text
-from simulations.attacks import ATTACKS, inversion, membership
+from simulations import workers
+from simulations.attacks import ATTACKS, inversion, membership, shadows
 from simulations.attacks.attack import Target, overhear
 from simulations.hospitals import populate
 from simulations.scenario import read
@@ -112,15 +113,23 @@ def test_a_model_with_a_layer_to_catch_patients_in_is_refused_by_the_hospital(pl
 
 class TestShadows:
     def test_each_is_another_draw_of_as_many_patients(self, plain):
-        made = list(membership.shadows(plain))
+        made = list(shadows.shadows(plain))
         inside = np.array([flags for _, flags in made])
         sizes = sum(len(h.train["age"]) for h in plain.population.hospitals)
         assert (inside.sum(axis=1) == sizes).all()
         assert len({weights.tobytes() for weights, _ in made}) == len(made)
         assert 0.5 < np.mean(inside[0] == inside[1]) < 0.7  # 0.58 where each is in with a chance of 0.7
 
+    def test_processes_of_their_own_train_the_same_ones(self, plain, monkeypatch):
+        here = list(shadows.shadows(plain))
+        monkeypatch.setattr(workers, "cores", lambda: 2)
+        monkeypatch.setattr(workers, "WORTH_SECONDS", 0.0)
+        for (weights, inside), (theirs, members) in zip(here, shadows.shadows(plain), strict=True):
+            np.testing.assert_array_equal(weights, theirs)
+            np.testing.assert_array_equal(inside, members)
+
     def test_they_leave_nothing_behind_at_the_worker(self, plain):
-        list(membership.shadows(plain))
+        list(shadows.shadows(plain))
         assert len({hospital for hospital, _ in plain.worker._held}) < 40
 
     def test_an_attack_on_few_patients_whom_a_large_model_remembers_finds_them(self):
