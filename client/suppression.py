@@ -86,6 +86,8 @@ def _judged(parts: Arrays, allow: Allow) -> Arrays:
     """Screen how a model does on test patients; of a class with too few of them, no sum over all would hide them."""
     if not allow.metrics:
         return {}
+    if set(parts) == {"rows", "sums", "open", "recommended"}:
+        return _ranked(parts, allow.smallest_cell)
     if set(parts) != {"confusion", "histogram", "calibration", "losses"}:
         raise _unknown("test")
     least = allow.smallest_cell
@@ -99,9 +101,19 @@ def _judged(parts: Arrays, allow: Allow) -> Arrays:
     }
 
 
+def _ranked(parts: Arrays, least: int) -> Arrays:
+    """Screen how well treatments were ranked: one that was open, or recommended, to too few patients is one that nobody was offered."""
+    if _small(parts["rows"], least).any():
+        return {}
+    return {
+        name: np.where(_small(value, least), 0.0, value) if name in ("open", "recommended") else value
+        for name, value in parts.items()
+    }
+
+
 def _compared(parts: Arrays, allow: Allow) -> Arrays:
     """Screen joint tables: their cells have no order in which to gather them, so one too small withholds all."""
-    tables = [value for name, value in parts.items() if name != "losses"]
+    tables = [value for name, value in parts.items() if name not in ("losses", "sums")]
     if not allow.metrics or COMPARED not in allow.statistics:
         return {}
     return {} if any(_small(table, allow.smallest_cell).any() for table in tables) else parts

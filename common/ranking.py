@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from common import intervals
 from common.errors import DataError
-from common.intervals import Z, Array, Estimate
+from common.intervals import Array, Estimate, Z
 from common.statistics import Statistics
 
 NAMES = ("recall", "ndcg", "log_loss")
@@ -50,7 +50,9 @@ def summarise(labels: NDArray[np.float32], scores: Array, k: int) -> dict[str, A
 def values(statistics: Statistics) -> dict[str, float | None]:
     """Return the measures alone; None where nobody was judged."""
     rows, offered = float(statistics["rows"][0]), int((statistics["open"] > 0).sum())
-    found = {name: float(total) / rows if rows else None for name, total in zip(NAMES, statistics["sums"][:, 0], strict=True)}
+    found = {
+        name: float(total) / rows if rows else None for name, total in zip(NAMES, statistics["sums"][:, 0], strict=True)
+    }
     return found | {"coverage": float((statistics["recommended"] > 0).sum()) / offered if offered else None}
 
 

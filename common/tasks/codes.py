@@ -21,14 +21,15 @@ WINDOW = 512
 
 
 def buckets(cells: Iterable[object]) -> list[list[int]]:
-    """Return the buckets of every cell's codes, in order; anything but text has none.
+    r"""Return the buckets of every cell's codes, in order; anything but text has none.
 
-    >>> [len(found) for found in buckets(["a\\nb", "", None])]
+    >>> [len(found) for found in buckets(["a\nb", "", None])]
     [2, 0, 0]
     """
     known: dict[str, int] = {}
     return [
-        [known[code] if code in known else known.setdefault(code, bucket(code)) for code in codes_of(cell)] for cell in cells
+        [known[code] if code in known else known.setdefault(code, bucket(code)) for code in codes_of(cell)]
+        for cell in cells
     ]
 
 

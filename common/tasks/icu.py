@@ -60,7 +60,10 @@ VARIABLES = (
     _variable("pH", "arterial pH", "pH", 6.5, 8),
 )
 SKEWED = frozenset(
-    "ALP ALT AST BUN Bilirubin Cholesterol Creatinine Glucose Lactate PaO2 Platelets TroponinI TroponinT Urine WBC".split()
+    [
+        *("ALP", "ALT", "AST", "BUN", "Bilirubin", "Cholesterol", "Creatinine", "Glucose", "Lactate", "PaO2"),
+        *("Platelets", "TroponinI", "TroponinT", "Urine", "WBC"),
+    ]
 )
 """Variables that spread over powers of ten; they are read as logarithms."""
 UNITS = (1, 2, 3, 4)
@@ -138,7 +141,7 @@ class Icu:
         x = np.concatenate([values, seen, since, fixed, unknown], axis=2, dtype=np.float16, casting="unsafe")
         return Examples(x, classify(records))
 
-    def network(self, preparation: Preparation) -> Any:
+    def network(self, _preparation: Preparation) -> Any:
         """Return the Keras model: steps in, one logit out.
 
         The output layer sees the recurrent layer's last state and its mean over the stay, and of each input its mean, largest and smallest value.
@@ -188,7 +191,9 @@ def _known(records: Records) -> tuple[series.Floats, series.Floats]:
         raise DataError(f"events: expected the shape (n, {HOURS}, {len(VARIABLES)}), got {events.shape}")
     unit = np.asarray(records["unit"], np.float64)
     kinds = [np.where(np.isnan(unit), np.nan, unit == code) for code in UNITS]
-    static = np.stack([*(np.asarray(records[name], np.float64) for name in ("age", "gender", "height")), *kinds], axis=1)
+    static = np.stack(
+        [*(np.asarray(records[name], np.float64) for name in ("age", "gender", "height")), *kinds], axis=1
+    )
     return series.scaled(static[:, None], STATIC, SKEWED), series.scaled(events, VARIABLES, SKEWED)
 
 

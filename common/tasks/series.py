@@ -29,7 +29,7 @@ def grid(
     size = int(np.prod(shape))
     count, total = np.bincount(cell, minlength=size), np.bincount(cell, value[inside], size)
     means = np.divide(total, count, out=np.full(size, np.nan), where=count > 0)
-    return means.reshape(shape).astype(np.float32)
+    return np.asarray(means.reshape(shape), np.float32)
 
 
 def scaled(values: Floats, variables: Sequence[Column], logarithmic: frozenset[str]) -> Floats:
@@ -52,7 +52,11 @@ def moments(values: Floats) -> Statistics:
         np.divide(power.sum(axis=1, dtype=np.float64), times, out=np.zeros(times.shape), where=times > 0)
         for power in (known, known.astype(np.float64) ** 2)
     )
-    return {"count": (times > 0).sum(axis=0).astype(np.float64), "sum": means.sum(axis=0), "squares": squares.sum(axis=0)}
+    return {
+        "count": (times > 0).sum(axis=0).astype(np.float64),
+        "sum": means.sum(axis=0),
+        "squares": squares.sum(axis=0),
+    }
 
 
 def scales(statistics: Statistics, low: Floats, high: Floats) -> Preparation:

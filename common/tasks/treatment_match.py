@@ -44,9 +44,13 @@ class TreatmentMatch:
     embedding: Annotated[int, Range(1, 4096), "numbers a patient, and a treatment"] = 16
     stranger: Annotated[float, Range(0, 0.9), "share of the stays that are trained as if new"] = 0.5
     dropout: Annotated[float, Range(0, 0.9), "share of a patient's features dropped in training"] = 0.2
-    negatives: Annotated[float, Range(0.01, 1), "share of the treatments not given that a step learns from, drawn anew"] = 0.25
+    negatives: Annotated[
+        float, Range(0.01, 1), "share of the treatments not given that a step learns from, drawn anew"
+    ] = 0.25
     contraindications: Annotated[str, "a table: one CONDITION > TREATMENT a line, codes as in the records"] = ""
-    minimum_hospitals: Annotated[int, Range(1, 1_000_000), "hospitals that must have a code for the list to keep it"] = 2
+    minimum_hospitals: Annotated[
+        int, Range(1, 1_000_000), "hospitals that must have a code for the list to keep it"
+    ] = 2
     minimum_records: Annotated[int, Range(1, 1_000_000), "records a hospital must have a code in to report it"] = 3
 
     def build(self) -> Task:

@@ -14,7 +14,9 @@ from common.tasks.task import Column, Examples, Preparation, Records, Task, rows
 from common.tasks.text import BUCKETS
 
 COLUMNS = (
-    Column("history", "codes", "what was charted before, in order: admission, diagnoses and treatments, one code a line"),
+    Column(
+        "history", "codes", "what was charted before, in order: admission, diagnoses and treatments, one code a line"
+    ),
 )
 
 
@@ -42,7 +44,9 @@ class TreatmentNext:
     units: Annotated[int, Range(1, 4096), "units of the recurrent and the attention layer"] = 32
     dropout: Annotated[float, Range(0, 0.9), "share of the inputs of the output layer dropped in training"] = 0.3
     contraindications: Annotated[str, "a table: one CONDITION > TREATMENT a line, codes as in the records"] = ""
-    minimum_hospitals: Annotated[int, Range(1, 1_000_000), "hospitals that must have a code for the list to keep it"] = 2
+    minimum_hospitals: Annotated[
+        int, Range(1, 1_000_000), "hospitals that must have a code for the list to keep it"
+    ] = 2
     minimum_records: Annotated[int, Range(1, 1_000_000), "records a hospital must have a code in to report it"] = 3
 
     def build(self) -> Task:
@@ -104,7 +108,9 @@ class TreatmentNext:
         numbers, shut = inputs[:, : self.length], inputs[:, self.length :]
         words = layers.Embedding(len(preparation["codes"]) + 1, self.embedding, name="embedding")(numbers)
         states = layers.GRU(self.units, return_sequences=True, name="recurrent")(words)
-        hidden = layers.Dense(self.units, activation="tanh", name="attention")(layers.Concatenate(name="read")([states, words]))
+        hidden = layers.Dense(self.units, activation="tanh", name="attention")(
+            layers.Concatenate(name="read")([states, words])
+        )
         scores = layers.Flatten(name="scores")(layers.Dense(1, use_bias=False, name="score")(hidden))
         there = ops.cast(ops.not_equal(numbers, 0), "float32")
         # A history without a known code has weights all the same, times nothing.

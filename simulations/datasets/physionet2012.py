@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.tasks import series
@@ -28,11 +29,14 @@ def read(folder: Path) -> Table:
 
 
 def _grid(folder: Path, stay: Array) -> Array:
-    frame = read_frame(folder / EVENTS, {"RecordID": np.int64, "Time": "category", "Parameter": "category", "Value": np.float64})
+    frame = read_frame(
+        folder / EVENTS, {"RecordID": np.int64, "Time": "category", "Parameter": "category", "Value": np.float64}
+    )
     place = frame["Parameter"].map({variable.name: place for place, variable in enumerate(VARIABLES)})
     known = frame[(place.notna() & (frame["Value"] != NOT_MEASURED)).to_numpy()]
     order = np.argsort(stay)
-    row = order[np.searchsorted(stay, known["RecordID"], sorter=order).clip(max=len(stay) - 1)]
+    found = np.searchsorted(stay, known["RecordID"].to_numpy(), sorter=order)
+    row: NDArray[np.int64] = order[found.clip(max=len(stay) - 1)]
     if (stay[row] != known["RecordID"]).any():
         raise DataError(f"{EVENTS}: holds a stay that {STAYS} does not; delete both and get them again")
     hour = known["Time"].map(_hour).to_numpy(np.float64)

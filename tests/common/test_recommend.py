@@ -37,7 +37,9 @@ def records_of(name, rows, seed=0):
         ["treatment heparin"] if "diagnosis bleeding" in told_of else list(draw.choice(TREATMENTS, 2, replace=False))
         for told_of in told
     ]
-    stay = {"stay": np.array([f"stay {seed} {row}" for row in range(rows)], object)} if name == "treatment-match" else {}
+    stay = (
+        {"stay": np.array([f"stay {seed} {row}" for row in range(rows)], object)} if name == "treatment-match" else {}
+    )
     return stay | {
         known: np.array(["\n".join(lines) for lines in told], object),
         target: np.array(["\n".join(lines) for lines in given], object),
@@ -60,7 +62,9 @@ def place_of(preparation, code):
 def trained(name, rules=""):
     """Train three tiny hospitals for some rounds; return the outcome and the seats' hospitals."""
     worker = Worker()
-    hospitals = [Hospital(f"h{n}", *(records_of(name, rows, n * 10 + r) for r, rows in enumerate((24, 4, 12)))) for n in range(3)]
+    hospitals = [
+        Hospital(f"h{n}", *(records_of(name, rows, n * 10 + r) for r, rows in enumerate((24, 4, 12)))) for n in range(3)
+    ]
     from simulations.engines import grid_of
 
     shields = secagg.shields([hospital.name for hospital in hospitals], bytes(32))
@@ -164,7 +168,9 @@ def test_a_new_patient_is_known_by_his_features_alone():
     net.assign(outcome.model.weights, net.vectors()[1])
     records = hospitals[0].test
     renamed = records | {"stay": np.array([f"other {row}" for row in range(12)], object)}
-    ours, theirs = (net.model(task.encode(given, preparation).x, training=False).numpy() for given in (records, renamed))
+    ours, theirs = (
+        net.model(task.encode(given, preparation).x, training=False).numpy() for given in (records, renamed)
+    )
     np.testing.assert_array_equal(ours, theirs)
 
 
