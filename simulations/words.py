@@ -19,6 +19,7 @@ METRICS = {
     "log_loss": "Log loss",
     "brier": "Brier score",
     "c_index": "C-index",
+    "ndcg": "NDCG",
 }
 ENDLESS = 10_000
 """Columns of an output that is no terminal: whoever reads it wants whole lines."""

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from common import ranking
 from common.errors import ConfigError
+from common.intervals import UNDEFINED, Estimate
+from common.statistics import Statistics
 from common.tasks import codes
 from common.tasks.objective import Objective, Scores
 
@@ -28,7 +30,7 @@ def objective(width: int, k: int, loss: Any) -> Objective:
         compute=ranking.compute,
         curves=ranking.curves,
         compare=partial(ranking.compare, k=k),
-        differences=ranking.differences,
+        differences=_no_differences,
         headline="recall",
         shown=("recall", "ndcg", "coverage", "log_loss"),
         label_dtype="float32",
@@ -97,6 +99,11 @@ def popularity(records: NDArray[np.float64], width: int) -> list[float]:
     """Return the logarithm of each listed treatment's share of all that were given, from which a model starts: it then recommends what is common; 0 in places without one."""
     shares = np.log(np.maximum(records, 1.0) / max(records.sum(), 1.0))
     return [*shares.tolist(), *[0.0] * (width - len(records))]
+
+
+def _no_differences(statistics: Statistics) -> dict[str, Estimate]:
+    """Return no difference: models of two federations rank lists of their own, so that a place in one is another treatment in the other."""
+    return dict.fromkeys(ranking.differences(statistics), UNDEFINED)
 
 
 def _scores(width: int, outputs: NDArray[np.float32]) -> Scores:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.tasks import series
@@ -36,7 +35,7 @@ def _grid(folder: Path, stay: Array) -> Array:
     known = frame[(place.notna() & (frame["Value"] != NOT_MEASURED)).to_numpy()]
     order = np.argsort(stay)
     found = np.searchsorted(stay, known["RecordID"].to_numpy(), sorter=order)
-    row: NDArray[np.int64] = order[found.clip(max=len(stay) - 1)]
+    row = np.asarray(order[found.clip(max=len(stay) - 1)], np.int64)
     if (stay[row] != known["RecordID"]).any():
         raise DataError(f"{EVENTS}: holds a stay that {STAYS} does not; delete both and get them again")
     hour = known["Time"].map(_hour).to_numpy(np.float64)
