@@ -267,6 +267,10 @@ class TestCounts:
         assert "888" not in str(caught.value)
 
 
+def codes(draw):
+    return draw.choice(["a\nb", "b", "c\na"], 200).astype(object)
+
+
 RECORDS = {
     "heart": None,
     "pneumonia": lambda draw: {
@@ -277,6 +281,13 @@ RECORDS = {
         "text": np.array([" ".join(draw.choice(["fever", "cough", "pain", "rash"], 6)) for _ in range(200)], object),
         "label": draw.integers(0, 2, 200),
     },
+    "icu": lambda draw: {
+        **{name: draw.integers(1, 5, 200).astype(float) for name in ("age", "gender", "height", "unit")},
+        "events": np.where(draw.random((200, 48, 37)) < 0.9, np.nan, 30.0).astype(np.float32),
+        "death": draw.integers(0, 2, 200),
+    },
+    "treatment-next": lambda draw: {name: codes(draw) for name in ("history", "next")},
+    "treatment-match": lambda draw: {name: codes(draw) for name in ("stay", "features", "given")},
 }
 
 

@@ -340,7 +340,8 @@ def test_a_damaged_data_set_is_refused_wherever_it_lies(name, variable, tmp_path
     monkeypatch.setenv(variable, str(tmp_path / "place"))
     path = tmp_path / "place" / dataset.folder / dataset.files[0].name
     path.parent.mkdir(parents=True)
-    path.write_bytes(b"damaged")
+    for file in dataset.files:
+        (path.parent / file.name).write_bytes(b"damaged")
     assert fetch.is_here(dataset)
     assert not fetch.is_intact(dataset)
     what = "run 'fedward data get pneumonia'" if name == "pneumonia" else "copy it again"
