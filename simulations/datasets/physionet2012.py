@@ -39,7 +39,7 @@ def _grid(folder: Path, stay: Array) -> Array:
     if (stay[row] != known["RecordID"]).any():
         raise DataError(f"{EVENTS}: holds a stay that {STAYS} does not; delete both and get them again")
     hour = known["Time"].map(_hour).to_numpy(np.float64)
-    variable = place[known.index].to_numpy(np.int64)
+    variable = np.asarray(place[known.index], np.int64)
     return series.grid(row, hour, variable, known["Value"].to_numpy(), (len(stay), HOURS, len(VARIABLES)))
 
 
