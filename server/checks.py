@@ -26,9 +26,11 @@ DTYPES = {
     "number": np.float64,
     "category": np.float64,
     "code": np.object_,
+    "codes": np.object_,
     "image": np.uint8,
-    "text": np.object_,
+    "series": np.float32,
     "sequence": np.object_,
+    "text": np.object_,
 }
 LEAST = 1e-100
 """Smallest sum but 0: far below any real one, and far above where dividing by it overflows."""

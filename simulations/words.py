@@ -22,6 +22,7 @@ METRICS = {
     "mae": "Mean absolute error",
     "rmse": "Root mean squared error",
     "r2": "R2",
+    "ndcg": "NDCG",
 }
 ENDLESS = 10_000
 """Columns of an output that is no terminal: whoever reads it wants whole lines."""

@@ -9,6 +9,7 @@ from common.errors import ConfigError
 from common.tasks.cells import Cells
 from common.tasks.cells_vgg16 import CellsVgg16
 from common.tasks.heart import Heart
+from common.tasks.icu import Icu
 from common.tasks.mimic import Mimic
 from common.tasks.notes import Notes
 from common.tasks.peptides import Peptides
@@ -17,6 +18,8 @@ from common.tasks.readmission import Readmission
 from common.tasks.splice import Splice
 from common.tasks.survival import Survival
 from common.tasks.task import Task
+from common.tasks.treatment_match import TreatmentMatch
+from common.tasks.treatment_next import TreatmentNext
 
 
 class Recipe(Protocol):
@@ -37,6 +40,9 @@ TASKS: dict[str, type[Recipe]] = {
     "readmission": Readmission,
     "cells": Cells,
     "cells-vgg16": CellsVgg16,
+    "icu": Icu,
+    "treatment-next": TreatmentNext,
+    "treatment-match": TreatmentMatch,
 }
 
 SWITCHES = {"privacy": "epsilon", "secure": "aggregation"}

@@ -29,7 +29,7 @@ class Column:
     """One column of the raw data. ``codes`` are the allowed values of a category; a ``code`` is a text of a list that nobody knows beforehand, empty where missing; ``missing`` are numbers that mean 'not measured'; ``letters`` those that a sequence may have."""
 
     name: str
-    kind: Literal["number", "category", "code", "image", "text", "sequence"]
+    kind: Literal["number", "category", "code", "codes", "image", "series", "sequence", "text"]
     meaning: str
     unit: str = ""
     low: float = float("-inf")
@@ -38,6 +38,7 @@ class Column:
     missing: tuple[float, ...] = ()
     shape: tuple[int, ...] = ()
     letters: str = ""
+    variables: tuple["Column", ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from simulations.datasets.blood_cells import BLOOD_CELLS
 from simulations.datasets.blood_cells_synthetic import BLOOD_CELLS_SYNTHETIC
 from simulations.datasets.dataset import Dataset
 from simulations.datasets.diabetes130 import DIABETES130
+from simulations.datasets.eicu import EICU_MATCH, EICU_NEXT
 from simulations.datasets.heart import HEART
 from simulations.datasets.heart_flamby import HEART_FLAMBY
 from simulations.datasets.mimic3_demo import MIMIC3_DEMO
 from simulations.datasets.mtsamples import MTSAMPLES
 from simulations.datasets.notes_synthetic import NOTES_SYNTHETIC
 from simulations.datasets.peptides import PEPTIDES
+from simulations.datasets.physionet2012 import PHYSIONET2012
 from simulations.datasets.pneumonia import PNEUMONIA
 from simulations.datasets.pneumonia_synthetic import PNEUMONIA_SYNTHETIC
 from simulations.datasets.questions_zh import QUESTIONS_ZH
@@ -21,12 +23,15 @@ DATASETS: dict[str, Dataset] = {
     "diabetes130": DIABETES130,
     "blood-cells": BLOOD_CELLS,
     "blood-cells-synthetic": BLOOD_CELLS_SYNTHETIC,
+    "eicu-match": EICU_MATCH,
+    "eicu-next": EICU_NEXT,
     "heart": HEART,
     "heart-flamby": HEART_FLAMBY,
     "mimic3-demo": MIMIC3_DEMO,
     "mtsamples": MTSAMPLES,
     "notes-synthetic": NOTES_SYNTHETIC,
     "peptides": PEPTIDES,
+    "physionet2012": PHYSIONET2012,
     "pneumonia": PNEUMONIA,
     "pneumonia-synthetic": PNEUMONIA_SYNTHETIC,
     "questions-zh": QUESTIONS_ZH,

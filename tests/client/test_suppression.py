@@ -328,6 +328,10 @@ def cells(draw):
     return {"image": draw.integers(0, 256, (200, 224, 224, 3), np.uint8), "label": draw.integers(0, 5, 200)}
 
 
+def codes(draw):
+    return draw.choice(["a\nb", "b", "c\na"], 200).astype(object)
+
+
 RECORDS = {
     "heart": None,
     "cells": cells,
@@ -349,6 +353,13 @@ RECORDS = {
         }
         | {"readmitted": draw.integers(0, 2, 200)}
     ),
+    "icu": lambda draw: {
+        **{name: draw.integers(1, 5, 200).astype(float) for name in ("age", "gender", "height", "unit")},
+        "events": np.where(draw.random((200, 48, 37)) < 0.9, np.nan, 30.0).astype(np.float32),
+        "death": draw.integers(0, 2, 200),
+    },
+    "treatment-next": lambda draw: {name: codes(draw) for name in ("history", "next")},
+    "treatment-match": lambda draw: {name: codes(draw) for name in ("stay", "features", "given")},
 }
 
 

@@ -18,6 +18,7 @@ from tests.weights import make_base
 
 CODES = ["428", "V27", "Emergency/Trauma", ""]
 WORDS = ["fever", "cough", "pain", "血", "压", "高", "160", "left"]
+EVENTS = ["diagnosis shock", "diagnosis sepsis", "treatment fluid", "treatment ventilation", "treatment dialysis"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ CHOICES = {name: Choice(name) for name in [*TASKS, "tiny"]} | {
     "cells batch": Choice("cells", (("side", 32), ("width", 4), ("hidden", 8), ("normalisation", "batch"))),
     "cells-vgg16": Choice("cells-vgg16", (("base", "own"), ("side", 32))),
     "cells-vgg16 block": Choice("cells-vgg16", (("base", "own"), ("side", 32), ("train", "block"))),
+    "icu lstm": Choice("icu", (("model", "lstm"), ("hours", 5), ("units", 4))),
     "notes attention": Choice("notes", (("model", "attention"), ("classes", "a, b, c"), ("minimum_records", 1))),
     "splice cnn": Choice("splice", (("model", "cnn"), ("filters", 4))),
     "splice kmer": Choice("splice", (("model", "kmer"), ("filters", 4))),
@@ -78,7 +80,7 @@ CHOICES = {name: Choice(name) for name in [*TASKS, "tiny"]} | {
     "peptides kmer": Choice("peptides", (("model", "kmer"), ("filters", 4))),
     "survival neural": Choice("survival", (("model", "neural"),)),
 }
-MOMENTS = [name for name in CHOICES if not name.startswith(("notes", "readmission"))]
+MOMENTS = [name for name in CHOICES if not name.startswith(("notes", "readmission", "treatment"))]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -106,26 +108,32 @@ def task(request):
 
 def column_of(column, rows, generator):
     """Draw a column's values from its own description."""
-    if column.kind == "text":
-        return np.array([" ".join(generator.choice(WORDS, size=6)) for _ in range(rows)], object)
-    if column.kind == "sequence":
-        lengths = generator.integers(1, 90, rows)
-        return np.array(["".join(generator.choice([*column.letters], size)) for size in lengths], object)
-    if column.kind == "code":
-        return generator.choice(CODES, size=rows).astype(object)
+    if column.variables:
+        low, high = ([getattr(each, end) for each in column.variables] for end in ("low", "high"))
+        values = generator.uniform(low, high, (rows, *column.shape)).astype(np.float32)
+        return np.where(generator.random(values.shape) < 0.8, np.float32(np.nan), values)
     if column.kind == "image":
         return generator.integers(0, 256, (rows, *column.shape), dtype=np.uint8)
-    if column.kind == "category":
-        return generator.choice(column.codes, size=rows).astype(float)
-    return generator.uniform(column.low, column.high, rows)
+    if column.kind == "number":
+        return generator.uniform(column.low, column.high, rows)
+    cells = {
+        "text": lambda: " ".join(generator.choice(WORDS, size=6)),
+        "sequence": lambda: "".join(generator.choice([*column.letters], generator.integers(1, 90))),
+        "code": lambda: generator.choice(CODES),
+        "codes": lambda: "\n".join(generator.choice(EVENTS, size=3, replace=False)),
+        "category": lambda: float(generator.choice(column.codes)),
+    }
+    return np.array([cells[column.kind]() for _ in range(rows)], float if column.kind == "category" else object)
 
 
 def missing(column, rows):
     """Return a column that nobody measured."""
-    if column.kind in ("text", "sequence"):
+    if column.kind in ("text", "sequence", "codes"):
         return np.array([None] * rows, object)
     if column.kind == "code":
         return np.full(rows, "", object)
+    if column.kind == "series":
+        return np.full((rows, *column.shape), np.nan, np.float32)
     if column.kind == "image":
         return np.zeros((rows, *column.shape), np.uint8)
     return np.full(rows, np.nan)
@@ -134,6 +142,8 @@ def missing(column, rows):
 def records_of(task, rows, seed=0):
     generator = np.random.default_rng(seed)
     records = {column.name: column_of(column, rows, generator) for column in task.columns}
+    if task.objective.label_shape:
+        return records | {task.label: column_of(Column(task.label, "codes", "what is recommended"), rows, generator)}
     return records | {task.label: generator.integers(0, len(task.classes), rows)}
 
 
