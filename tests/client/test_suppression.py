@@ -267,6 +267,18 @@ class TestCounts:
         assert "888" not in str(caught.value)
 
 
+def a_table(name, draw):
+    """Draw a table with codes, and noughts and ones in its other columns."""
+    task = TASKS[name]().build()
+    drawn = {
+        column.name: draw.choice(["428", "V27"], 200).astype(object)
+        if column.kind == "code"
+        else draw.integers(0, 2, 200).astype(float)
+        for column in task.columns
+    }
+    return drawn | {task.label: draw.integers(0, 2, 200)}
+
+
 RECORDS = {
     "heart": None,
     "pneumonia": lambda draw: {
@@ -277,15 +289,8 @@ RECORDS = {
         "text": np.array([" ".join(draw.choice(["fever", "cough", "pain", "rash"], 6)) for _ in range(200)], object),
         "label": draw.integers(0, 2, 200),
     },
-    "readmission": lambda draw: (
-        {
-            column.name: draw.choice(["428", "V27"], 200).astype(object)
-            if column.kind == "code"
-            else draw.integers(0, 2, 200).astype(float)
-            for column in TASKS["readmission"]().build().columns
-        }
-        | {"readmitted": draw.integers(0, 2, 200)}
-    ),
+    "readmission": lambda draw: a_table("readmission", draw),
+    "mimic": lambda draw: a_table("mimic", draw),
 }
 
 
