@@ -28,8 +28,6 @@ def join(folder: Path) -> "pd.DataFrame":
     DataError
         For a table or column that is not there, or a cell of another form: table, row (the header being row 1) and column are named.
     """
-    import pandas as pd
-
     rows = _whole(folder, "ADMISSIONS", ("subject_id", "hadm_id", "admittime", "dischtime", "admission_type", "admission_location", "insurance", "marital_status", "ethnicity", "hospital_expire_flag"))  # fmt: skip
     rows = rows.merge(_whole(folder, "PATIENTS", ("subject_id", "gender", "dob")), on="subject_id", how="left")
     rows = rows.sort_values(["subject_id", "admittime"], kind="stable", ignore_index=True)
@@ -38,7 +36,7 @@ def join(folder: Path) -> "pd.DataFrame":
     years = rows["admittime"].dt.year - rows["dob"].dt.year
     before = rows["admittime"].dt.day_of_year < rows["dob"].dt.day_of_year
     rows["age"] = (years - before).clip(0, 90)
-    rows[DAYS.name] = (rows["dischtime"] - rows["admittime"]) / pd.Timedelta(days=1)
+    rows[DAYS.name] = (rows["dischtime"] - rows["admittime"]).dt.total_seconds() / 86_400
     rows = rows[rows[DAYS.name] >= FIRST_HOURS / 24].set_index("hadm_id")
     begin = rows["admittime"]
     rows["first_careunit"] = _first(folder, "ICUSTAYS", "intime", "first_careunit", begin)

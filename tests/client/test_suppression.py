@@ -332,6 +332,18 @@ def codes(draw):
     return draw.choice(["a\nb", "b", "c\na"], 200).astype(object)
 
 
+def a_table(name, draw):
+    """Draw a table with codes, and noughts and ones in its other columns."""
+    task = TASKS[name]().build()
+    drawn = {
+        column.name: draw.choice(["428", "V27"], 200).astype(object)
+        if column.kind == "code"
+        else draw.integers(0, 2, 200).astype(float)
+        for column in task.columns
+    }
+    return drawn | {task.label: draw.integers(0, 2, 200)}
+
+
 RECORDS = {
     "heart": None,
     "cells": cells,
@@ -344,15 +356,8 @@ RECORDS = {
         "text": np.array([" ".join(draw.choice(["fever", "cough", "pain", "rash"], 6)) for _ in range(200)], object),
         "label": draw.integers(0, 2, 200),
     },
-    "readmission": lambda draw: (
-        {
-            column.name: draw.choice(["428", "V27"], 200).astype(object)
-            if column.kind == "code"
-            else draw.integers(0, 2, 200).astype(float)
-            for column in TASKS["readmission"]().build().columns
-        }
-        | {"readmitted": draw.integers(0, 2, 200)}
-    ),
+    "readmission": lambda draw: a_table("readmission", draw),
+    "mimic": lambda draw: a_table("mimic", draw),
     "icu": lambda draw: {
         **{name: draw.integers(1, 5, 200).astype(float) for name in ("age", "gender", "height", "unit")},
         "events": np.where(draw.random((200, 48, 37)) < 0.9, np.nan, 30.0).astype(np.float32),
