@@ -17,7 +17,7 @@ from client.hospital import Hospital
 from common import flower
 from common.config import assign, merge
 from common.intervals import Estimate, independent_average
-from common.network import seed_for
+from common.seeds import seed_for
 from common.tasks.task import rows_of, take
 from server import rounds
 from server.plan import Plan

@@ -23,9 +23,10 @@ from common.config import Choice, RunConfig
 from common.errors import UpdateRejected
 from common.layout import Vector
 from common.messages import COMPARE, EVALUATE, STATISTICS, TRAIN, Reply, Request, prefixed
-from common.network import Network, seed_for
+from common.network import Network
 from common.privacy.events import to_text
 from common.privacy.noise import Source
+from common.seeds import seed_for
 from common.statistics import Statistics
 from common.tasks import task_of
 from common.tasks.task import Examples, Records, Task, rows_of

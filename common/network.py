@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from common import backend
 from common.layout import Entry, Layout, Vector
 from common.tasks.task import Preparation, Task
@@ -79,16 +77,6 @@ def initial(task: Task, preparation: Preparation, local_parts: tuple[str, ...], 
 def dumps(preparation: Preparation) -> str:
     """Write a preparation as one line of JSON, the same text for the same content."""
     return json.dumps(preparation, sort_keys=True, separators=(",", ":"))
-
-
-def seed_for(*words: object) -> np.random.SeedSequence:
-    """Return the seed that belongs to these words (run seed, purpose, round, hospital), independent of every other.
-
-    >>> np.random.default_rng(seed_for(1, "train", 3, "cleveland")).integers(100)
-    np.int64(48)
-    """
-    text = "\x1f".join(map(str, words)).encode()
-    return np.random.SeedSequence(np.frombuffer(text, np.uint8).astype(np.uint32))
 
 
 def under(path: str, prefix: str) -> bool:

@@ -23,9 +23,9 @@ from common.config import PrivacyConfig, RunConfig, SecureConfig
 from common.errors import ConfigError, QuorumError, UpdateRejected
 from common.layout import Vector
 from common.messages import Reply, group
-from common.network import seed_for
 from common.privacy import dpsgd
 from common.privacy.events import to_text
+from common.seeds import seed_for
 from common.statistics import Statistics, Total, total
 from common.tasks.task import Task
 from common.update import Update

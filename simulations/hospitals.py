@@ -16,7 +16,7 @@ from client.secagg import Shield
 from client.worker import Worker
 from common import messages, wire
 from common.errors import ConfigError
-from common.network import seed_for
+from common.seeds import seed_for
 from common.tasks import task_of
 from common.tasks.task import Array, rows_of, take
 from simulations import own, partition, secagg

@@ -19,7 +19,7 @@ from client import private
 from common import supervise
 from common.config import RunConfig, merge
 from common.errors import ConfigError, DataError, FedwardError, QuorumError, UsageError
-from common.network import seed_for
+from common.seeds import seed_for
 from common.statistics import Statistics
 from common.tasks import task_of
 from server import models, privacy, records, rounds

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.layout import Vector
-from common.network import seed_for
+from common.seeds import seed_for
 from common.tasks.learner import Learner, Sums
 from common.tasks.task import Examples
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import POSITIVE, Range
-from common.network import seed_for
+from common.seeds import seed_for
 from common.statistics import Statistics
 from common.tasks import bins
 from common.tasks.alphabets import Alphabet, composition, words

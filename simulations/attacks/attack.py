@@ -19,8 +19,8 @@ from common import flower, messages, wire
 from common.config import RunConfig
 from common.layout import Vector
 from common.messages import TRAIN
-from common.network import seed_for
 from common.secagg import fixed
+from common.seeds import seed_for
 from server import rounds
 from server.plan import Plan
 from server.rounds import Outcome

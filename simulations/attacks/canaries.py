@@ -21,9 +21,9 @@ from client.worker import Worker
 from common import tasks
 from common.config import Choice, EvaluationConfig, LimitsConfig, Range, RunConfig, SelectionConfig, UpdateConfig
 from common.errors import ConfigError
-from common.network import seed_for
 from common.privacy import accountant
 from common.secagg.protocol import FEWEST
+from common.seeds import seed_for
 from common.tasks.objective import BINARY
 from common.tasks.task import Column, Examples, Task, rows_of
 from simulations.attacks.attack import Attack, Finding, Target, train

@@ -16,9 +16,10 @@ from client.ledger import Ledger
 from common import network as networks
 from common.config import RunConfig, SelectionConfig, StoppingConfig
 from common.layout import Vector
-from common.network import Network, seed_for
+from common.network import Network
 from common.privacy.accountant import epsilon
 from common.privacy.events import Event
+from common.seeds import seed_for
 from common.tasks.task import rows_of, take
 from simulations.attacks import matching
 from simulations.attacks.attack import Attack, Finding, Heard, Target, overhear

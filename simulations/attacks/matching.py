@@ -7,7 +7,8 @@ import numpy as np
 
 from client import training
 from common.config import RunConfig
-from common.network import Network, seed_for
+from common.network import Network
+from common.seeds import seed_for
 from common.tasks.task import Task
 from simulations.attacks.attack import Heard, Scores
 

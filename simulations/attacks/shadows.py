@@ -24,7 +24,7 @@ from common.config import RunConfig
 from common.errors import FedwardError
 from common.layout import Vector
 from common.messages import STATISTICS
-from common.network import seed_for
+from common.seeds import seed_for
 from common.tasks.task import Records, rows_of, take
 from simulations import scenario as scenarios
 from simulations import workers

@@ -22,8 +22,9 @@ from client.app import FAILED, REFUSED, Seat, guarded
 from client.audit import AuditLog
 from client.gate import Gate
 from client.hospital import Hospital
+from client.private import LARGEST
 from client.resident import open_ledger
-from client.worker import LARGEST, Worker
+from client.worker import Worker
 from common import chain, flower, messages, wire
 from common.deployment import Bundle, Received, bundle
 from common.errors import FedwardError, QuorumError

@@ -1,6 +1,8 @@
 """Small cells: none leaves, totals and sums over hospitals keep their meaning, and the coordinator can read what is left."""
 
+import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -332,16 +334,16 @@ def codes(draw):
     return draw.choice(["a\nb", "b", "c\na"], 200).astype(object)
 
 
-def a_table(name, draw):
-    """Draw a table with codes, and noughts and ones in its other columns."""
+def drawn(name, draw):
+    """Draw a task's columns: codes, letters, and noughts and ones in all others."""
     task = TASKS[name]().build()
-    drawn = {
-        column.name: draw.choice(["428", "V27"], 200).astype(object)
-        if column.kind == "code"
-        else draw.integers(0, 2, 200).astype(float)
-        for column in task.columns
+    cells = {
+        "code": lambda _: draw.choice(["428", "V27"], 200).astype(object),
+        "sequence": lambda column: np.array(["".join(draw.choice([*column.letters], 60)) for _ in range(200)], object),
     }
-    return drawn | {task.label: draw.integers(0, 2, 200)}
+    noughts = lambda _: draw.integers(0, 2, 200).astype(float)  # noqa: E731
+    records = {column.name: cells.get(column.kind, noughts)(column) for column in task.columns}
+    return records | {task.label: draw.integers(0, len(task.classes), 200)}
 
 
 RECORDS = {
@@ -356,8 +358,7 @@ RECORDS = {
         "text": np.array([" ".join(draw.choice(["fever", "cough", "pain", "rash"], 6)) for _ in range(200)], object),
         "label": draw.integers(0, 2, 200),
     },
-    "readmission": lambda draw: a_table("readmission", draw),
-    "mimic": lambda draw: a_table("mimic", draw),
+    **{name: partial(drawn, name) for name in ("readmission", "mimic", "splice", "survival", "peptides")},
     "icu": lambda draw: {
         **{name: draw.integers(1, 5, 200).astype(float) for name in ("age", "gender", "height", "unit")},
         "events": np.where(draw.random((200, 48, 37)) < 0.9, np.nan, 30.0).astype(np.float32),
@@ -387,7 +388,7 @@ class TestEveryTask:
         for least in (1, 5, 20):
             kept = suppress(reply.statistics, policy(least))
             checks.check_enrolment(replace(reply, statistics=kept), task)
-            assert task.fit(group("task", kept))
+            assert json.dumps(task.fit(group("task", kept)))
             assert group("count", kept)["train"].sum() == 200
 
     def test_a_smallest_cell_of_one_changes_nothing(self, answer):

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from common.network import build, dumps, initial, seed_for
+from common.network import build, dumps, initial
+from common.seeds import seed_for
 from common.tasks.heart import Heart
 
 PREPARATION = {"mean": [0.0] * 5, "scale": [1.0] * 5}

@@ -27,7 +27,7 @@ from client.worker import Worker
 from common import messages, wire
 from common.config import merge
 from common.messages import Reply
-from common.network import seed_for
+from common.seeds import seed_for
 from common.tasks import read_run
 from server import models, rounds
 from server.plan import Plan
