@@ -31,18 +31,18 @@ class Recipe(Protocol):
 
 TASKS: dict[str, type[Recipe]] = {
     "heart": Heart,
-    "pneumonia": Pneumonia,
-    "mimic": Mimic,
-    "notes": Notes,
-    "splice": Splice,
-    "survival": Survival,
-    "peptides": Peptides,
     "readmission": Readmission,
+    "mimic": Mimic,
+    "pneumonia": Pneumonia,
     "cells": Cells,
     "cells-vgg16": CellsVgg16,
+    "notes": Notes,
     "icu": Icu,
     "treatment-next": TreatmentNext,
     "treatment-match": TreatmentMatch,
+    "splice": Splice,
+    "peptides": Peptides,
+    "survival": Survival,
 }
 
 SWITCHES = {"privacy": "epsilon", "secure": "aggregation"}

@@ -20,9 +20,9 @@ from simulations.datasets.splice import SPLICE
 from simulations.datasets.tcga_brca import TCGA_BRCA
 
 DATASETS: dict[str, Dataset] = {
-    "diabetes130": DIABETES130,
     "blood-cells": BLOOD_CELLS,
     "blood-cells-synthetic": BLOOD_CELLS_SYNTHETIC,
+    "diabetes130": DIABETES130,
     "eicu-match": EICU_MATCH,
     "eicu-next": EICU_NEXT,
     "heart": HEART,
