@@ -29,6 +29,7 @@ SHARED = (
     "privacy.noise=shared",
     "secure.aggregation=true",
     "secure.examples=250",
+    "secure.magnitude=64",
     "task.site_intercept=false",
     "privacy.clip_norm=1.0",
     "training.learning_rate=1.0",

@@ -67,7 +67,7 @@ def table(work: Work) -> Table:
     names = np.repeat([f"hospital {number:05d}" for number in range(work.hospitals)], counts)
     label = whole["label" if work.task == "pneumonia" else "num"].astype(np.int64)
     classes = task_of(Choice(work.task)).classes
-    return Table(whole, label, classes, np.arange(len(label)), names, test)
+    return Table(whole, label, classes, hospital=names, test=test)
 
 
 def dataset(work: Work) -> Dataset:

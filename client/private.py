@@ -149,7 +149,7 @@ def shared_noise(hospital: Hospital, request: Request, reply: Reply, fewest: int
         sigma = agreed.event.noise_multiplier * (moved * scale + length * (1.0 + rounding * scale)) / math.sqrt(fewest)
         if TAIL * sigma * math.sqrt(fixed.HOSPITALS) > fixed.ROOM:
             raise ConfigError(
-                f"secure.magnitude: noise of {sigma:.3g} levels would not fit the {fixed.ROOM:,} there are; take a larger secure.magnitude, or less noise"
+                f"secure.magnitude: noise with a deviation of {sigma:.3g} levels, {TAIL} times that of a sum of {fixed.HOSPITALS} hospitals, would not fit the {fixed.ROOM:,} levels that there are; take a larger secure.magnitude, or less noise"
             )
         if sigma < LEAST_LEVELS:
             raise ConfigError(
