@@ -170,7 +170,7 @@ def _print_list(found: list[dict[str, Any]]) -> None:
     wide = max(len(facts["name"]) for facts in found)
     for facts in found:
         print(
-            f"{facts['name']:{wide}}  {facts['rows']:>5} rows  {_size(facts):>7}  {_where(facts):9}  {facts['licence']}"
+            f"{facts['name']:{wide}}  {facts['rows']:>5} rows  {_size(facts):>7}  {_where(facts):9}  {facts['licence'].partition(';')[0]}"
         )
         print(f"    {facts['title']}")
 

@@ -180,8 +180,8 @@ def hospital_label(record: Record, name: str) -> str:
 
 
 def class_labels(record: Record) -> list[str]:
-    """Return the classes' names, or "class 1" and so on where no installed font has the letters."""
-    names = list(record["classes"])
+    """Return the classes' names (none where hospitals did not tell how many of each they have), or "class 1" and so on where no installed font has the letters."""
+    names = list(record["classes"]) if cards.sorted_out(record) else []
     if all(drawable(name) for name in names):
         return [short(name, 24) for name in names]
     return [f"class {number}" for number in range(1, len(names) + 1)]

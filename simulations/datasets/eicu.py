@@ -119,7 +119,7 @@ def _table(stays: "pd.DataFrame", records: Records, target: str) -> Table:
 
 EICU_NEXT = Dataset(
     name="eicu-next",
-    title="Histories of stays in intensive care and the treatments that came next, by region",
+    title="Stays in intensive care and the treatments that came next, by region",
     task="treatment-next",
     rows=3281,
     read=read_next,

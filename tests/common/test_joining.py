@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from common import certificates, joining, keys
 from common.errors import DataError, FedwardError, UsageError
-from server import checks
 
 PARTS = ("name", "task", "csr", "node_key", "audit_key", "signature")
 json_values = st.recursive(
@@ -113,10 +112,7 @@ class TestRequest:
 
 
 class TestNames:
-    def test_the_rule_is_that_of_the_rounds(self):
-        assert joining.NAME.pattern == checks.NAME.pattern
-
-    @given(st.from_regex(checks.NAME, fullmatch=True))
+    @given(st.from_regex(joining.NAME, fullmatch=True))
     @example("北京协和医院")
     @example("a" * 64)
     def test_a_name_that_the_rounds_accept_is_accepted_and_fits_into_a_certificate(self, name):

@@ -107,7 +107,9 @@ def test_reading_twice_gives_the_same(name):
 
 
 def test_an_unknown_name_gets_the_nearest():
-    with pytest.raises(UsageError, match=r"unknown data set 'pnuemonia'; did you mean 'pneumonia'\? Known: heart,"):
+    with pytest.raises(
+        UsageError, match=r"unknown data set 'pnuemonia'; did you mean 'pneumonia'\? Known: blood-cells,"
+    ):
         dataset_of("pnuemonia")
 
 
