@@ -21,6 +21,7 @@ from client.suppression import suppress
 from common import chain, flower, messages
 from common.errors import FedwardError, PolicyRefused, UpdateRejected
 from common.messages import EVALUATE, STATISTICS, TRAIN, Reply, Request
+from common.tasks import task_of
 from common.tasks.task import rows_of
 
 
@@ -52,6 +53,7 @@ class Gate:
             if asked.kind == EVALUATE and request.config.privacy.at_hospitals:
                 self.hospital.ledger.finish(request.run)  # a final model is judged once training is over
             policy.permits(self._policy(), asked)
+            _check_local(request)
             self._check_privacy(asked)
             self.audit.append("allowed", who)
             return self._answer(message, context, request, who)
@@ -146,6 +148,16 @@ class Gate:
         model = {} if weights is None else {"weights": hashlib.sha256(np.ascontiguousarray(weights).data).hexdigest()}
         ruled = {"policy": self._read[2]} if self._read else {}
         return {"settings": hashlib.sha256(request.run.encode()).hexdigest(), **model, **ruled}
+
+
+def _check_local(request: Request) -> None:
+    """Refuse a model of which a part would leave that the task keeps here, such as embeddings of patients: what is local is the task's to say, and not the run's."""
+    kept = task_of(request.config.task).local
+    named = str(request.options.get("local-parts", "")).split(",")
+    if "weights" in request.arrays and not set(kept) <= set(named):
+        raise UpdateRejected(
+            "layout", f"the task keeps {', '.join(kept)} at each hospital, and the model sent does not"
+        )
 
 
 def _identity(message: Message) -> dict[str, str | int]:

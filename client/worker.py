@@ -114,6 +114,8 @@ class Worker:
         statistics = self._judge(hospital, prepared, request, state) if request.options["evaluate"] else {}
         held = self._hold(hospital, "train", prepared.task, request)
         told: dict[str, str] = {}
+        if config.privacy.at_hospitals and (prepared.task.learner or prepared.task.objective.coupled):
+            raise UpdateRejected("privacy", "no noise covers sums over patients, or losses that compare them")
         if learner := prepared.task.learner:
             vector = learner.contribution(weights, Examples(held.x.numpy(), held.labels), config.seed)
             return Reply(

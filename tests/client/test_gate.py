@@ -846,6 +846,12 @@ class TestPrivacy:
         assert key not in (desk.folder / "ledger.sqlite").read_bytes()
         assert desk.gate.hospital.ledger.table(1e-4)[0].charges == 1
 
+    def test_what_the_task_keeps_here_does_not_leave_because_a_run_says_so(self, desk):
+        desk.rule('"task.hidden=4"', '"task.hidden=4", "task.site_intercept=true"')
+        settings = {"task": {"name": "heart", "hidden": 4, "site_intercept": True}}
+        assert refused(desk.ask(settings=self.PRIVATE | settings)) == (REFUSED, "layout")
+        assert "trained" not in desk.events()
+
     @pytest.mark.parametrize("pattern", ["all at the limit", "all at minus the limit", "signs in turn"])
     def test_hostile_weights_within_the_range_move_an_update_no_further(self, desk, pattern):
         """Right in shape, extreme in value: the step is charged, finite, and as bounded as any other."""

@@ -6,9 +6,10 @@ import pytest
 from client.hospital import Hospital
 from client.worker import Worker
 from common import flower
-from common.errors import ConfigError
+from common.errors import ConfigError, QuorumError
 from common.tasks import read_run, task_of
 from common.tasks.survival import COLUMNS
+from server import plan as plans
 from server import rounds
 from server.plan import Plan
 from simulations.engines import grid_of
@@ -109,6 +110,12 @@ def test_what_needs_updates_that_move_a_model_is_refused_in_one_line(setting, wo
     with pytest.raises(ConfigError, match=words) as caught:
         _ = Plan(read_run(FOREST | setting)).strategy
     assert "\n" not in str(caught.value)
+
+
+def test_a_coordinator_that_does_not_refuse_it_gets_no_sums_under_differential_privacy(monkeypatch):
+    monkeypatch.setattr(plans, "_check_learner", lambda _config: None)
+    with pytest.raises(QuorumError, match="h0: privacy"):
+        run("forest", {"privacy": {"epsilon": 3.0}, "limits": {"retries": 0}})
 
 
 def test_a_loss_that_compares_patients_has_no_epsilon_of_records():

@@ -48,7 +48,7 @@ def table_of(name):
     return dataset.read(folder)
 
 
-PATIENTS = {"diabetes130": 71_518, "mimic3-demo": 91}
+PATIENTS = {"diabetes130": 71_518, "mimic3-demo": 91, "eicu-match": 1_518, "eicu-next": 1_517}
 
 
 # What every data set promises
