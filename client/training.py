@@ -81,6 +81,11 @@ def plan(rows: int, batch_size: int, epochs: int, generator: np.random.Generator
     return batches.reshape(epochs * steps, batch_size)
 
 
+def width(task: Task, batch_size: int, rows: int) -> int:
+    """Return the rows of a batch: no more than there are where patients bear on each other's loss, as a repeat would stand in the risk sets."""
+    return max(min(batch_size, rows), 1) if task.objective.coupled else batch_size
+
+
 def widened(rows: Plan) -> Plan:
     """Lengthen a plan to a power of two of batches; XLA compiles anew for every shape, and the added batches are never run."""
     more = (1 << (len(rows) - 1).bit_length()) - len(rows)

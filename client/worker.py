@@ -144,7 +144,8 @@ class Worker:
         config, begin = request.config, _begin(prepared, request, state)
         method = _method(prepared, request)
         generator = np.random.default_rng(_seed(hospital, request))
-        rows = training.plan(held.rows, config.training.batch_size, config.training.epochs, generator, hospital.least)
+        width = training.width(prepared.task, config.training.batch_size, held.rows)
+        rows = training.plan(held.rows, width, config.training.epochs, generator, hospital.least)
         draw = np.array([*generator.integers(2**31, size=2), len(rows)], np.int32)
         pace = np.array(_pace(request), np.float32)
         plan = training.widened(rows) if method.xla else rows

@@ -16,13 +16,17 @@ from common.intervals import UNDEFINED, Array, Estimate
 from common.statistics import Statistics
 
 _MOMENTS = 5  # 1, y, y^2, y^3, y^4
+UNIT = 100.0
+"""Amounts are summed in hundreds: with fourth powers, 10,000 patients with amounts and errors up to 10,000 stay within the 2**40 that a secure sum holds."""
+_SCALE = UNIT ** np.array([0, 1, 2, 3, 4, 1, 2, 4, 3, 4])
+_PRODUCTS = UNIT ** np.array([2, 4])
 
 
 def summarise(labels: NDArray[Any], scores: Array) -> dict[str, Array]:
-    """Return ``sums`` (10,): of y to the powers 0 to 4, of |e|, e^2 and e^4, and of e^2 times y and y^2; for amounts ``labels`` (n,) from 0 up and predictions ``scores`` (n, 1)."""
+    """Return ``sums`` (10,): of y to the powers 0 to 4, of |e|, e^2 and e^4, and of e^2 times y and y^2, with y and e in `UNIT`; for amounts ``labels`` (n,) from 0 up and predictions ``scores`` (n, 1)."""
     y, error = _errors(labels, scores)
     powers = [*_powers(y), np.abs(error), error**2, error**4, error**2 * y, error**2 * y**2]
-    return {"sums": np.array([power.sum() for power in powers])}
+    return {"sums": np.array([power.sum() for power in powers]) / _SCALE}
 
 
 def values(statistics: Statistics) -> dict[str, float | None]:
@@ -34,7 +38,7 @@ def values(statistics: Statistics) -> dict[str, float | None]:
 
 def compute(statistics: Statistics) -> dict[str, Estimate]:
     """Return ``mae`` and ``rmse`` in the unit of the amount, and ``r2`` against the patients' own mean, which is at most 1; nan of nobody, and R2 where all amounts are one."""
-    sums = statistics["sums"]
+    sums = statistics["sums"] * _SCALE
     moments, (absolute, squared, fourth, with_y, with_y2) = sums[:_MOMENTS], sums[_MOMENTS:]
     count = float(moments[0])
     square = intervals.mean(np.array([squared, fourth]), count)
@@ -51,23 +55,23 @@ def curves(_statistics: Statistics) -> dict[str, Any]:
 
 
 def compare(labels: NDArray[Any], scores_a: Array, scores_b: Array) -> dict[str, Array]:
-    """Return the sums of two models on the same patients: ``one`` and ``other`` as of `summarise`, and ``products`` (2,) of |a||b| and a^2 b^2."""
+    """Return the sums of two models on the same patients: ``one`` and ``other`` as of `summarise`, and ``products`` (2,) of |a||b| and a^2 b^2 in the same unit."""
     y, a = _errors(labels, scores_a)
     _, b = _errors(labels, scores_b)
     return {
         "one": summarise(y, scores_a)["sums"],
         "other": summarise(y, scores_b)["sums"],
-        "products": np.array([np.abs(a * b).sum(), (a**2 * b**2).sum()]),
+        "products": np.array([np.abs(a * b).sum(), (a**2 * b**2).sum()]) / _PRODUCTS,
     }
 
 
 def differences(statistics: Statistics) -> dict[str, Estimate]:
     """Return the metrics of the first model minus those of the second, paired by patient."""
-    one, other = statistics["one"], statistics["other"]
-    first, second = (compute({"sums": sums}) for sums in (one, other))
+    first, second = (compute({"sums": statistics[name]}) for name in ("one", "other"))
+    one, other = (statistics[name] * _SCALE for name in ("one", "other"))
     if math.isnan(first["mae"].value):
         return dict.fromkeys(first, UNDEFINED)
-    count, (absolute, squared) = float(one[0]), statistics["products"]
+    count, (absolute, squared) = float(one[0]), statistics["products"] * _PRODUCTS
     spreads = {
         "mae": _spread(one[5:7], other[5:7], (1.0, 1.0), float(absolute), count),
         "rmse": _spread(

@@ -71,6 +71,8 @@ def _check(fields: Any) -> None:
         raise DataError(f"{EXPECTED}; it has several")
     if int(fields.Rows) * int(fields.Columns) > MOST_PIXELS:
         raise DataError(f"{EXPECTED} of at most {MOST_PIXELS} pixels")
+    if not str(fields.PhotometricInterpretation).startswith(("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_")):
+        raise DataError(f"{EXPECTED} in grey levels, RGB or YBR; others, as PALETTE COLOR, are not read")
     if int(fields.SamplesPerPixel) == 3 and int(fields.BitsAllocated) != 8:
         raise DataError(f"{EXPECTED}; colours of more than 8 bits are not read")
 

@@ -29,6 +29,8 @@ def join(folder: Path) -> "pd.DataFrame":
         For a table or column that is not there, or a cell of another form: table, row (the header being row 1) and column are named.
     """
     rows = _whole(folder, "ADMISSIONS", ("subject_id", "hadm_id", "admittime", "dischtime", "admission_type", "admission_location", "insurance", "marital_status", "ethnicity", "hospital_expire_flag"))  # fmt: skip
+    if rows.empty:
+        raise DataError(f"{folder}: the table ADMISSIONS has no rows; copy it again")
     rows = rows.merge(_whole(folder, "PATIENTS", ("subject_id", "gender", "dob")), on="subject_id", how="left")
     rows = rows.sort_values(["subject_id", "admittime"], kind="stable", ignore_index=True)
     rows["earlier"] = rows.groupby("subject_id").cumcount()
@@ -141,10 +143,13 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         rows = join(Path(arguments[0]))
+        rows.rename(columns={"subject_id": "patient"}).to_csv(arguments[1], index=False)
+    except OSError as error:
+        print(f"fedward: {arguments[1]}: cannot be written ({type(error).__name__}); name a file in a folder that is there", file=sys.stderr)  # fmt: skip
+        return 1
     except FedwardError as error:
         print(f"fedward: {error}", file=sys.stderr)
         return 1
-    rows.rename(columns={"subject_id": "patient"}).to_csv(arguments[1], index=False)
     print(f"{len(rows)} admissions of {rows['subject_id'].nunique()} patients")
     return 0
 

@@ -336,11 +336,13 @@ def _values(
 
 
 def _amounts(values: list[str], place: cells.Place, task: Task, draft: Draft) -> Array:
-    """Return a column of numbers; of the label none may be missing."""
+    """Return a column of numbers; of the label and of what is required none may be missing."""
     amounts = cells.numbers(values, place, draft)
-    for position in np.flatnonzero(np.isnan(amounts)).tolist() if place.column.name == task.label else ():
+    needed = place.column.required or place.column.name == task.label
+    for position in np.flatnonzero(np.isnan(amounts)).tolist() if needed else ():
         if position not in draft.bad:
-            draft.cell("missing label", f"expected a number of {place.column.unit}", position, place.shown)
+            what = "missing label" if place.column.name == task.label else "missing value"
+            draft.cell(what, f"expected a number of {place.column.unit}", position, place.shown)
     return amounts
 
 

@@ -220,12 +220,16 @@ def find(name: str) -> Path:
         )
     cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models" / kind.file
     if kind.md5 and cache.is_file():
-        if hashlib.md5(cache.read_bytes(), usedforsecurity=False).hexdigest() != kind.md5:
+        if _md5(cache) != kind.md5:
             raise DataError(
                 f"{cache}: damaged or another version (its MD5 is not Keras's {kind.md5}); delete it and have Keras fetch it again"
             )
         return cache
     raise DataError(_absence(name, kind))
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def _absence(name: str, kind: Kind) -> str:
@@ -252,9 +256,10 @@ def _digest(path: Path, _size: int, _changed: int) -> str:
 
 
 def trained_on(name: str) -> str:
-    """Say what a base on this computer was trained on; of a model that Fedward trained, the record of its run tells it, if it lies beside."""
-    if KINDS[name].title:
-        return KINDS[name].title
+    """Say what a base on this computer was trained on; of a model that Fedward trained, the record of its run tells it, if it lies beside; of one of Keras's, its MD5. Raise as `find`."""
+    kind = KINDS[name]
+    if kind.md5:
+        return kind.title if _md5(find(name)) == kind.md5 else "not told: the file is not the one that Keras publishes"
     try:
         data = json.loads((find(name).parent / "run.json").read_text(encoding="utf-8"))["data"]
         return f"{data['name']}: {data['title']}"

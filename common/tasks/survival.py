@@ -58,7 +58,9 @@ COLUMNS = (
     Column("age_at_index", "number", "age at diagnosis", "years", 18, 100),
     *(Column(name, "category", f"{name.replace('_', ' ')}: 1 yes, 0 no", codes=(0, 1)) for name in FLAGS),
 )
-TIME = Column("T", "number", "time to death, or to when the patient was last seen alive", "days", 0, 40_000)
+TIME = Column(
+    "T", "number", "time to death, or to when the patient was last seen alive", "days", 0, 40_000, required=True
+)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,9 @@ def features(records: Records) -> NDArray[np.float64]:
 
 
 def outcome(records: Records) -> NDArray[np.float32]:
-    """Return days and whether the patient died then, ``(n, 2)``; a patient without either was last seen on day 0.
+    """Return days and whether the patient died then, ``(n, 2)``; a patient without a time was last seen alive on day 0, so that he bears on no risk set but that day's.
+
+    The import refuses a row without a time; here it may be missing of patients whose outcome is not known yet.
 
     Raises
     ------
@@ -147,12 +151,13 @@ def outcome(records: Records) -> NDArray[np.float32]:
         For a negative time; the message names the row.
     """
     nothing = np.zeros(rows_of(records))
-    days = np.nan_to_num(np.asarray(records.get(TIME.name, nothing), np.float64), nan=0.0)
+    told = np.asarray(records.get(TIME.name, nothing + np.nan), np.float64)
+    days = np.nan_to_num(told, nan=0.0)
     if (days < 0).any():
         raise DataError(
             f"row {int((days < 0).argmax()) + 1}, column {TIME.name!r}: expected days from 0 on, got a negative time; dates of diagnosis and last contact may be exchanged"
         )
-    return np.stack([days, classify(records)], axis=1).astype(np.float32)
+    return np.stack([days, classify(records) * ~np.isnan(told)], axis=1).astype(np.float32)
 
 
 def classify(records: Records) -> NDArray[np.int32]:

@@ -45,7 +45,9 @@ class Tabular:
     ----------
     - Records are counted, not patients; a code that names a patient passes where he has enough records.
     - With fewer hospitals than ``minimum_hospitals`` all must have a code; with one it alone decides.
-    - The first is the hospital's own rule; the second is applied to the sum by the coordinator, and is no protection from it.
+    - ``minimum_records`` is a setting of the run, which a hospital holds to the task's default by ``allow.settings``.
+    - Codes that share a place: each must reach the minimum by itself, and the text is the most frequent one's.
+    - The first rule is applied by the hospital; the second is applied to the sum by the coordinator, and is no protection from it.
     - Under differential privacy counts of codes are told with noise, and neither moments, ranks nor texts: the public ranges stand in.
     """
 
@@ -188,20 +190,19 @@ class Tabular:
             yield known(records, columns[name]), columns[name]
 
     def _codes(self, records: Records) -> Statistics:
-        counts = np.zeros((len(self.coded), BUCKETS))
+        counts, most = np.zeros((2, len(self.coded), BUCKETS))
         words = np.zeros((WORDS, *counts.shape))
         for number, column in enumerate(self.coded):
             codes, rows = distinct(records[column.name])
             per_code = np.bincount(rows, minlength=len(codes))
             for code, count in zip(codes, per_code.tolist(), strict=True):
-                if code:
+                if code and count >= self.minimum_records:
                     place = bucket(column.name, code)
                     # Of two codes in one place the more frequent gives its name.
-                    if count > counts[number, place] - count or not counts[number, place]:
-                        words[:, number, place] = packed(code)
+                    if count > most[number, place]:
+                        words[:, number, place], most[number, place] = packed(code), count
                     counts[number, place] += count
-        counts[counts < self.minimum_records] = 0
-        texts = {f"text{part}": np.where(counts > 0, word, 0.0) for part, word in enumerate(words)}
+        texts = {f"text{part}": word for part, word in enumerate(words)}
         return {"records": counts, "present": (counts > 0).astype(np.float64), "hospitals": np.ones(1)} | texts
 
     def _lists(self, statistics: Statistics) -> Preparation:

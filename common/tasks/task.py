@@ -26,7 +26,7 @@ Preparation = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the raw data. ``codes`` are the allowed values of a category; a ``code`` is a text of a list that nobody knows beforehand, empty where missing; ``missing`` are numbers that mean 'not measured'; ``letters`` those that a sequence may have."""
+    """One column of the raw data. ``codes`` are the allowed values of a category; a ``code`` is a text of a list that nobody knows beforehand, empty where missing; ``missing`` are numbers that mean 'not measured'; ``letters`` those that a sequence may have; of a ``required`` number none may be missing."""
 
     name: str
     kind: Literal["number", "category", "code", "codes", "image", "series", "sequence", "text"]
@@ -39,6 +39,7 @@ class Column:
     shape: tuple[int, ...] = ()
     letters: str = ""
     variables: tuple["Column", ...] = ()
+    required: bool = False
 
 
 @dataclass(frozen=True)

@@ -107,10 +107,15 @@ class TestFiles:
         with pytest.raises(DataError, match="is no network of the kind 'own'"):
             bases.load("own", bases.digest("own"), SIDE)
 
-    def test_what_it_was_trained_on_is_told_by_its_run(self, own):
+    def test_what_it_was_trained_on_is_told_by_its_run_or_its_checksum(self, own, monkeypatch):
         assert bases.trained_on("own").startswith("not told")
         (own.parent / "run.json").write_text(json.dumps({"data": {"name": "cells", "title": "Cells of a laboratory"}}))
         assert task_with().fit({})["base"]["trained_on"] == "cells: Cells of a laboratory"
+        kind, file = bases.KINDS["vgg16"], own.parent / bases.KINDS["vgg16"].file
+        file.write_bytes(b"weights")
+        assert bases.trained_on("vgg16").startswith("not told")
+        same = replace(kind, md5=hashlib.md5(b"weights").hexdigest())
+        monkeypatch.setattr(bases, "KINDS", {**bases.KINDS, "vgg16": same})
         assert bases.trained_on("vgg16") == "ImageNet, by keras.applications.VGG16"
 
 

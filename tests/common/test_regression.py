@@ -63,3 +63,11 @@ def test_of_nobody_and_of_equal_amounts_what_is_not_defined_is_none():
 def test_predictions_of_another_form_are_refused(labels, scores):
     with pytest.raises(DataError):
         regression.summarise(np.array(labels), np.array(scores))
+
+
+def test_ten_thousand_large_amounts_stay_within_a_secure_sum_and_keep_their_metrics():
+    y, scores = np.full(10_000, 10_000.0), np.zeros((10_000, 1))
+    y[::2] = 9_000.0
+    found = {**regression.summarise(y, scores), "products": regression.compare(y, scores, scores)["products"]}
+    assert max(np.abs(value).max() for value in found.values()) <= 2**40
+    assert regression.compute(regression.summarise(y, scores))["mae"].value == pytest.approx(9_500)

@@ -146,3 +146,25 @@ def test_a_negative_time_is_refused_by_its_row():
     with pytest.raises(DataError, match=r"row 3, column 'T': expected days from 0 on") as caught:
         task.encode(records, task.fit(task.summarise(records)))
     assert "-3" not in str(caught.value)
+
+
+def test_a_patient_without_a_time_did_not_die_on_day_0():
+    records = {"E": np.ones(2), "T": np.array([np.nan, 5.0])}
+    assert survival.outcome({column.name: np.zeros(2) for column in survival.COLUMNS} | records).tolist() == [
+        [0, 0],
+        [5, 1],
+    ]
+
+
+def test_a_hospital_smaller_than_a_batch_has_every_patient_once_in_the_risk_sets():
+    import tensorflow as tf
+
+    from client import training
+
+    examples, weights = patients(7, 40), np.array([0.4, -0.2, 0.3])
+    width = training.width(Survival("neural").build(), 64, 40)
+    rows = training.plan(40, width, 1, np.random.default_rng(0))
+    own, people = (rows >= 0).ravel(), np.where(rows >= 0, rows, -1 - rows).ravel()
+    scores = (examples.x[people] @ weights)[:, None].astype(np.float32)
+    parts = survival.partial_loss(tf.constant(examples.y[people]), tf.constant(scores)).numpy()
+    assert parts[own].sum() == pytest.approx(loss(weights, [examples]), rel=1e-4)

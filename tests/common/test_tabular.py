@@ -125,3 +125,12 @@ def test_a_bad_column_of_codes_is_read_as_no_codes():
 @pytest.mark.parametrize("code", ["V27", "v27 ", "Ｖ27"])
 def test_case_spaces_and_full_width_forms_do_not_part_codes(code):
     assert kinds_of(rows([code]), agreed(rows(["v27"] * 3), rows(["V27"] * 3))) == [FIRST]
+
+
+def test_of_codes_that_share_a_place_only_those_of_enough_records_are_told_and_the_most_frequent_names_it(monkeypatch):
+    monkeypatch.setattr(tabular, "bucket", lambda _column, _code: 0)
+    rare = TABLE.summarise(rows(["aa"] * 2 + ["bb"] * 2))
+    assert not any(rare[name][..., 0].any() for name in ("records", "present", "text0", "text1", "text2", "text3"))
+    told = TABLE.summarise(rows(["aa"] * 4 + ["bb"] * 3 + ["cc"] * 6 + ["dd"] * 5 + ["ee"] * 2))
+    assert told["records"][0, 0] == 18
+    assert unpacked(np.array([told[f"text{part}"][0, 0] for part in range(4)])) == "cc"

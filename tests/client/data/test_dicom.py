@@ -123,3 +123,9 @@ def test_a_folder_may_mix_them_with_other_images(tmp_path):
     assert imported.records["label"].tolist() == [0, 1]
     assert imported.report.counts == {"image": 1}
     assert "image 2 of folder 'normal': expected a picture without text in it" in imported.report.text()
+
+
+def test_a_palette_is_refused_and_not_read_as_grey(tmp_path):
+    write(tmp_path / "a.dcm", ramp(np.uint8, 0, 255), PhotometricInterpretation="PALETTE COLOR")
+    with pytest.raises(DataError, match="PALETTE COLOR"):
+        load(tmp_path / "a.dcm", (28, 28))

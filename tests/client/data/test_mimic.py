@@ -93,3 +93,16 @@ def test_the_demo_gives_its_admissions():
     assert (len(rows), rows["subject_id"].nunique()) == (119, 91)
     assert rows["sodium"].notna().mean() > 0.9
     assert rows[DAYS.name].min() >= 1
+
+
+@pytest.mark.parametrize("table", sorted(TABLES))
+def test_a_table_of_only_its_header_ends_in_no_traceback(tmp_path, capsys, table):
+    written(tmp_path, **{table: TABLES[table].splitlines()[0] + "\n"})
+    code = mimic.main([str(tmp_path), str(tmp_path / "out.csv")])
+    assert code == (1 if table == "ADMISSIONS" else 0)
+    assert ("ADMISSIONS has no rows" in capsys.readouterr().err) == bool(code)
+
+
+def test_a_folder_that_is_not_there_to_write_to_is_named(tmp_path, capsys):
+    assert mimic.main([str(written(tmp_path)), str(tmp_path / "nowhere" / "out.csv")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
