@@ -314,7 +314,8 @@ def _plain(number: float) -> float | None:
 
 
 def _one_line(value: object) -> str:
-    return " ".join(str(value).split())
+    # JSON has no infinity; of settings, nothing else is written as nothing.
+    return "inf" if value is None else " ".join(str(value).split())
 
 
 def latex_row(cells: Iterable[str]) -> str:

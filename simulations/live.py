@@ -124,8 +124,8 @@ class Live:
             self._live.update(self._view())
         elif not self._quiet and time.monotonic() - self._told > SILENT_SECONDS:
             self._told = time.monotonic()
-            loss = words.number(record.train_loss)
-            self._print(f"round {record.round} of {self._total}, loss {loss}{self._time_left(', ')}")
+            loss = "" if record.train_loss is None else f", loss {words.number(record.train_loss)}"
+            self._print(f"round {record.round} of {self._total}{loss}{self._time_left(', ')}")
 
     def _print(self, text: str) -> None:
         # Text, because a name may hold what rich takes for markup; the terminal wraps what is too long.

@@ -89,8 +89,11 @@ def table(name: str, task: Task) -> Table:
         mapping = replace(mapping, patient=PATIENT)
     hospital = Column(HOSPITAL, "code", "the hospital")
     wide = replace(task, columns=(*task.columns, hospital)) if HOSPITAL in header else task
-    read = reading.read(path, wide, mapping)
-    read.report.check()
+    try:
+        read = reading.read(path, wide, mapping)
+        read.report.check()
+    except DataError as error:
+        raise error if str(path) in str(error) else DataError(f"{path}: {error}") from None
     records = dict(read.records or {})
     hospitals = records.pop(HOSPITAL, None)
     if hospitals is not None and not all(hospitals):

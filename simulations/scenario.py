@@ -95,7 +95,10 @@ def find(word: str) -> dict[str, Any]:
         try:
             return loads(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: cannot be read as a scenario file ({error})") from None
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise UsageError(f"{path}: cannot be read as a scenario file ({reason})") from None
+    if path.suffix == ".py":
+        raise UsageError(f"{word}: a file of tasks; name the task in it too, for example {word}:task")
     if word not in names():
         raise UsageError(f"unknown task or scenario {word!r}; {nearest(word, names())}")
     return loads((resources.files("simulations.scenarios") / f"{word}.toml").read_text(encoding="utf-8"), word)

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from common.errors import UsageError
+from common.errors import DataError, UsageError
 
 KINDS = ("tabular", "images", "text", "sequence")
 EXAMPLE = "example: fedward template tabular my_task.py && fedward simulate ./my_task.py:task --data my_task.csv"
@@ -39,8 +39,11 @@ def template(args: argparse.Namespace) -> int:
         if path.exists():
             raise UsageError(f"{path}: is there already; choose another name")
     skeleton = resources.files("simulations.templates") / f"{args.kind}.py.txt"
-    _write_images(data) if args.kind == "images" else data.write_text(_rows(args.kind), encoding="utf-8")
-    args.file.write_text(skeleton.read_text(encoding="utf-8"), encoding="utf-8")
+    try:
+        _write_images(data) if args.kind == "images" else data.write_text(_rows(args.kind), encoding="utf-8")
+        args.file.write_text(skeleton.read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{args.file}: cannot be written ({error.strerror}); name another place") from None
     dealt = " --partition iid --hospitals 2" if args.kind == "images" else ""
     task, given = (path if path.is_absolute() else f"./{path}" for path in (args.file, data))
     command = f"fedward simulate {task}:task --data {given}{dealt}"

@@ -4,7 +4,8 @@ All trees of a batch grow side by side, a level a round. A hospital counts, for 
 the node; the coordinator chooses splits from the sums. A forest is one table of rows ``feature, bin, left, counts of the classes``, a row a node:
 
 - a row of the data whose bin in ``feature`` is at most ``bin`` goes to the node ``left``, any other to the next one;
-- ``left`` is 0 for a leaf, and below 0 for a node that is still to be split: ``-1 - depth``.
+- ``left`` is 0 for a leaf, and below 0 for a node that is still to be split: ``-1 - depth``;
+- ``bin`` is -1 for a node that was counted and had no row.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import UpdateRejected
 from common.layout import Vector
 from common.seeds import seed_for
 from common.tasks.learner import Learner, Sums
@@ -45,7 +47,7 @@ class Forest:
     ----------
     - How often a tree draws a row follows from the row's content and the run's seed, so that it does not depend on who holds it. Equal rows are drawn equally often.
     - Counts are exact, and deep nodes hold few rows: without secure aggregation the coordinator sees each hospital's counts, down to a single patient's bins in the columns that were drawn.
-    - A hospital that misses a round is missing from that level's counts alone.
+    - A hospital that misses a round is missing from that level's counts alone; a node that nobody counted keeps what was known of it, and is a leaf.
     """
 
     columns: int
@@ -86,8 +88,9 @@ class Forest:
         return len(frontier(self.table(weights), self.batch)[0]) * self.drawn * self.bins * self.classes
 
     def contribute(self, weights: Vector, examples: Examples, seed: int) -> NDArray[np.float64]:
-        """Count ``(nodes, drawn columns, bins, classes)``, flat."""
+        """Count ``(nodes, drawn columns, bins, classes)``, flat; raise `UpdateRejected` for weights that are no forest."""
         table = self.table(weights)
+        self._check(table)
         trees, nodes = frontier(table, self.batch)
         x, y = np.asarray(examples.x), np.asarray(examples.y, np.int64)
         chosen, keys = self.draw(trees, nodes, seed), row_keys(x, y, seed)
@@ -96,6 +99,18 @@ class Forest:
         for tree, slots, at in _by_tree(trees, nodes):
             parts.append(self._count(table[tree], at, chosen[slots], x, y, drawn_times(keys, tree)))
         return np.concatenate(parts)
+
+    def _check(self, table: Table) -> None:
+        """Refuse a table in which a row would walk in a circle, or out of it: it came from outside."""
+        parts, left = table[:, :, :COUNTS], table[:, :, LEFT]
+        sound = (
+            np.isfinite(table).all()
+            and (parts == np.rint(parts)).all()
+            and ((left <= 0) | ((left > np.arange(self.capacity)) & (left + 1 < self.capacity))).all()
+            and ((table[:, :, FEATURE] >= 0) & (table[:, :, FEATURE] < self.columns)).all()
+        )
+        if not sound:
+            raise UpdateRejected("layout", "the weights sent are no forest: a node leads to one before it, or beyond")
 
     def _count(
         self,
@@ -135,12 +150,15 @@ class Forest:
         chosen = self.draw(trees, nodes, seed)
         counts = np.rint(sums).reshape(len(trees), self.drawn, self.bins, self.classes)
         level = -1 - int(min(table[trees[0], nodes[0], LEFT], -1))
-        table[trees, nodes, COUNTS:] = counts[:, 0].sum(axis=1)
+        summed = counts[:, 0].sum(axis=1)
+        counted = summed.any(axis=1)
+        table[trees[counted], nodes[counted], COUNTS:] = summed[counted]
+        table[trees[~counted], nodes[~counted], BIN] = -1
         table[trees, nodes, LEFT] = 0
         splits = [self._best(counts[at : at + SLICE]) for at in range(0, len(trees), SLICE)]
         split, column, edge, lefts, rights = (np.concatenate(parts) for parts in zip(*splits, strict=True))
-        used = (table[:, :, COUNTS:].sum(axis=2) > 0).sum(axis=1)
-        left = used[trees] + 2 * _rank(trees, split)
+        last = table[:, :, LEFT].max(axis=1).astype(np.int64)
+        left = np.where(last > 0, last + 2, 1)[trees] + 2 * _rank(trees, split)
         split &= left + 1 < self.capacity
         parents = trees[split], nodes[split]
         table[(*parents, FEATURE)] = np.take_along_axis(chosen, column[:, None], axis=1)[split, 0]
@@ -206,7 +224,7 @@ def frontier(table: Table, batch: int) -> tuple[NDArray[np.int64], NDArray[np.in
     """Return tree and place of every node that is to be split next: those of the batch that grows, or the roots of the next one."""
     trees, nodes = np.nonzero(table[:, :, LEFT] < 0)
     if not len(trees):
-        trees = np.flatnonzero(table[:, 0, COUNTS:].sum(axis=1) == 0)[:batch]
+        trees = np.flatnonzero((table[:, 0, COUNTS:].sum(axis=1) == 0) & (table[:, 0, BIN] == 0))[:batch]
         nodes = np.zeros_like(trees)
     return trees, nodes
 

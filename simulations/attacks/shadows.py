@@ -35,7 +35,7 @@ from simulations.hospitals import noise_key, population_of, seats_of
 Flags = NDArray[np.bool_]
 Shadow = tuple[Vector, Flags]
 """The final weights of a federation, and who was trained on: all patients of the first hospital, then of the next."""
-COMMAND = [sys.executable, "-m", "simulations.attacks.shadows"]
+COMMAND = [sys.executable, "-c", "import sys; from simulations.attacks import shadows; shadows.main(int(sys.argv[1]))"]
 
 
 def shadows(target: Target) -> Iterator[Shadow]:
@@ -138,7 +138,8 @@ def serve(connection: Connection) -> None:
         connection.send_bytes(inside.tobytes())
 
 
-if __name__ == "__main__":
+def main(descriptor: int) -> None:
+    """Serve in a process of its own, over the socket of this number."""
     flower.quiet()
     with suppress(EOFError, KeyboardInterrupt, ConnectionError):
-        serve(Connection(int(sys.argv[1])))
+        serve(Connection(descriptor))

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import RandomForestClassifier
 
+from common.errors import UpdateRejected
 from common.tasks import bins
-from common.tasks.forest import COUNTS, LEFT, Forest, drawn_times, row_keys
+from common.tasks.forest import COUNTS, FEATURE, LEFT, Forest, drawn_times, row_keys
 from common.tasks.task import Examples
 
 SMALL = Forest(columns=6, bins=8, classes=3, trees=4, depth=4, nodes=25, tried=3, batch=3)
@@ -25,12 +26,13 @@ def part(examples, rows):
     return Examples(examples.x[rows], examples.y[rows])
 
 
-def grown(forest, hospitals, seed=1, rounds=None):
-    """Grow a forest over hospitals, as a run does."""
+def grown(forest, hospitals, seed=1, rounds=None, here=lambda _hospital, _number: True):
+    """Grow a forest over hospitals, as a run does, each in the rounds when it is ``here``."""
     learner = forest.learner()
     weights = np.zeros(forest.trees * forest.capacity * (COUNTS + forest.classes), np.float32)
-    for _ in range(rounds or forest.rounds):
-        sums = [learner.contribution(weights, examples, seed) for examples in hospitals]
+    for number in range(rounds or forest.rounds):
+        present = [examples for place, examples in enumerate(hospitals) if here(place, number)]
+        sums = [learner.contribution(weights, examples, seed) for examples in present]
         assert {len(values) for values in sums} == {learner.size(weights)}
         weights = learner.advance(weights, np.sum(sums, axis=0, dtype=np.float64), seed)
     return weights
@@ -72,6 +74,49 @@ def test_a_tree_is_sound():
         assert sorted([*left, *(left + 1)]) == list(range(1, 2 * len(parents) + 1))
         assert (tree[: 2 * len(parents) + 1, COUNTS:].sum(axis=1) >= forest.least).all()
         assert depth_of(tree) <= forest.depth
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sets(st.tuples(st.integers(0, 2), st.integers(0, 7)), min_size=1, max_size=12))
+def test_no_node_has_two_parents_whoever_is_absent_when(seed, absent):
+    pool = rows_of(90, seed % 1000)
+    order = np.argsort(pool.x[:, 0], kind="stable")  # so that whole nodes are one hospital's
+    hospitals = [part(pool, rows) for rows in np.array_split(order, 3)]
+    absent = {pair for pair in absent if sum(other[1] == pair[1] for other in absent) < 3}
+    weights = grown(SMALL, hospitals, seed, here=lambda place, number: (place, number) not in absent)
+    for tree in SMALL.table(weights):
+        left = tree[tree[:, LEFT] > 0, LEFT].astype(int)
+        assert len({*left, *(left + 1)}) == 2 * len(left)
+    assert np.isfinite(predicted(SMALL, weights, pool.x)).all()
+
+
+@pytest.mark.parametrize(
+    ("node", "column", "value"),
+    [
+        (1, LEFT, 1),
+        (0, LEFT, 24),
+        (0, LEFT, 1e9),
+        (2, LEFT, 0.5),
+        (0, FEATURE, 6),
+        (0, FEATURE, -1),
+        (3, COUNTS, np.nan),
+    ],
+)
+def test_weights_that_are_no_forest_are_refused_and_hang_nobody(node, column, value):
+    weights = grown(SMALL, [rows_of(100)]).copy()
+    SMALL.table(weights)[1, node, column] = value
+    with pytest.raises(UpdateRejected, match="no forest"):
+        SMALL.learner().contribution(weights, rows_of(10), 1)
+
+
+def test_a_tree_that_drew_no_row_does_not_keep_others_from_growing():
+    few = part(rows_of(40), np.repeat([0, 1], 10))
+    forest = Forest(columns=6, bins=8, classes=3, trees=6, depth=2, nodes=7, tried=3, batch=2)
+    for seed in range(40):
+        table = forest.table(grown(forest, [few], seed))
+        keys = row_keys(few.x, few.y.astype(np.int64), seed)
+        drawn = [drawn_times(keys, tree).sum() for tree in range(forest.trees)]
+        np.testing.assert_array_equal(table[:, 0, COUNTS:].sum(axis=1), drawn)
 
 
 def depth_of(tree, node=0):
