@@ -240,6 +240,10 @@ class TestProblemsOfCells:
         assert [lines[row - 1] for _, row, _ in places(imported)] == ['""' + ",0", '"d', "f,7"]
         assert places(imported) == [("no text", 8, "text"), ("unknown code", 6, "label"), ("unknown code", 9, "label")]
 
+    def test_a_required_number_is_refused_where_it_is_missing(self, write):
+        task = task_with(Column("T", "number", "time", "days", 0, 9, required=True))
+        assert places(read_small(write("T,y\n3,0\n,1\n"), task)) == [("missing value", 3, "T")]
+
     def test_dropped_rows_are_counted_and_the_others_taken(self, write):
         imported = read_small(write(GOOD + "x,7,1,0\n30,1,100,1\n"), on_problem="drop")
         assert (imported.report.rows, imported.report.bad, imported.report.refused) == (4, 1, False)
