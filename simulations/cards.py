@@ -369,7 +369,7 @@ def _privacy_claim(record: Record) -> str:
         f"**{protection(record)}** Neighbours: {account['relation']}; target: epsilon {account['target']:g}. {how}. "
         f"The noise is Gaussian, and composed over {rounds:,} rounds by privacy loss distributions. "
         "A simulation draws its noise from its seed, so that it can be repeated: these numbers say what real hospitals would get, and this run itself protects nobody.\n\n"
-        "Covered: the updates of all rounds, the model, and the sums that prepare the data. Not covered: how many patients each hospital trained on, which counts as known; "
+        "Covered: the updates of all rounds, the model, and the sums that prepare the data, where any are told. Not covered: how many patients each hospital trained on, which counts as known; "
         "the metrics, which are computed from test patients without noise; and the choice of settings, if it was made by looking at results on the same patients."
     )
 
@@ -382,7 +382,7 @@ def _privacy_left(record: Record) -> str:
         else ""
     )
     masked = (
-        "Updates, training loss and histograms left under masks, with the count of patients trained on, and only their sum over the round's hospitals could be read.\n\n"
+        "Updates and what the models are judged by left under masks, with the count of patients trained on, and only their sum over the round's hospitals could be read. How many patients each hospital has, it told once before.\n\n"
         if is_secure(record)
         else ""
     )
@@ -392,10 +392,20 @@ def _privacy_left(record: Record) -> str:
         f"written as {settings.get('update.codec', 'float32')}. {answers:,} answers in {len(record['rounds']):,} rounds.\n"
         f"{controls}"
         f"{_privacy_sums(record, settings)}"
-        "- **Histograms of predicted scores** by class and counts of right and wrong predictions, for the metrics.\n\n"
+        f"{_privacy_judged(record)}\n\n"
         f"Bytes: {words.size(record['bytes']['up'])} from the hospitals, {words.size(record['bytes']['down'])} to them. No patient row, image or text left.\n\n"
         "The centralised comparator of this report needs all patients in one place. It exists only because this is a simulation."
     )
+
+
+def _privacy_judged(record: Record) -> str:
+    """Say what the metrics were computed from."""
+    if "auroc" in record["results"]["federated"]["pooled"]:
+        return (
+            "- **Histograms of predicted scores** by class and counts of right and wrong predictions, for the metrics."
+        )
+    names = ", ".join(words.in_text(metric) for metric in record["shown"])
+    return f"- **Sums over its test patients**, from which the metrics were computed ({names})."
 
 
 def _privacy_sums(record: Record, settings: Mapping[str, Any]) -> str:
@@ -410,10 +420,11 @@ def _privacy_sums(record: Record, settings: Mapping[str, Any]) -> str:
             "- **Counts**: how many patients it trained on; not how many of each class, of which equal shares are shown.\n"
             f"- **Sums for preparing the data**: {told}.\n"
         )
+    told_loss = any(item["train_loss"] is not None for item in record["rounds"])
     return (
         "- **Counts**: how many patients it trained on, and how many of each class.\n"
         f"- **Sums for preparing the data**, once before round 1: {markdown(record['statistics'])}.\n"
-        "- **Training loss** of every round, as a mean over its patients.\n"
+        + ("- **Training loss** of every round, as a mean over its patients.\n" if told_loss else "")
     )
 
 

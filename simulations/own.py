@@ -84,16 +84,16 @@ def table(name: str, task: Task) -> Table:
     """
     path = Path(name)
     mapping = _mapping(path, task)
-    header = _header(path, mapping)
-    if not mapping.patient and PATIENT in header:
-        mapping = replace(mapping, patient=PATIENT)
     hospital = Column(HOSPITAL, "code", "the hospital")
-    wide = replace(task, columns=(*task.columns, hospital)) if HOSPITAL in header else task
     try:
+        header = _header(path, mapping)
+        if not mapping.patient and PATIENT in header:
+            mapping = replace(mapping, patient=PATIENT)
+        wide = replace(task, columns=(*task.columns, hospital)) if HOSPITAL in header else task
         read = reading.read(path, wide, mapping)
         read.report.check()
     except DataError as error:
-        raise error if str(path) in str(error) else DataError(f"{path}: {error}") from None
+        raise error if path.name in str(error) else DataError(f"{path}: {error}") from None
     records = dict(read.records or {})
     hospitals = records.pop(HOSPITAL, None)
     if hospitals is not None and not all(hospitals):
