@@ -70,6 +70,8 @@ FIELDS: Mapping[str, re.Pattern[str] | type] = {
 }
 """What a field may be: a text of this form, or a number."""
 _REQUEST = ("message", "run", "kind", "round", "attempt")
+_MODELS = ("train", "evaluate")
+"""Kinds of message whose answers secure aggregation sums."""
 EVENTS: Mapping[str, tuple[str, ...]] = {
     "started": ("version", "policy"),
     "stopped": ("code",),
@@ -80,6 +82,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "replay": _REQUEST,
     "trained": (*_REQUEST, "rounds", "seconds"),
     "spent": (*_REQUEST, "epsilon", "delta"),
+    "opened": _REQUEST,
     "sent": (*_REQUEST, "sha256", "bytes", "norm"),
     "checkpoint": ("sequence", "sha256", "signature"),
     "torn": ("sha256", "bytes"),
@@ -154,6 +157,15 @@ class AuditLog:
     def last_round(self, run: str) -> int:
         """Return the newest round of a run that training was allowed for; 0 for none."""
         return self._memory.rounds.get(run, 0)
+
+    def covered(self, run: str) -> dict[str, Value]:
+        """Return kind and round of the newest question of a run that a secure sum may be made for."""
+        kind, number = self._memory.covered.get(run, ("?", 0))
+        return {"kind": kind, "round": number}
+
+    def opened(self, run: str, kind: str, number: int) -> bool:
+        """Tell whether this hospital has helped to open the sum of a question of a run."""
+        return (run, kind, number) in self._memory.opened
 
     def trained(self, seconds: float = DAY) -> tuple[int, float]:
         """Return how many rounds were trained in the last so many seconds, of all runs, and for how many seconds.
@@ -244,6 +256,8 @@ class _Memory:
     def __init__(self) -> None:
         self.messages: dict[str, None] = {}
         self.rounds: dict[str, int] = {}
+        self.covered: dict[str, tuple[str, int]] = {}
+        self.opened: dict[tuple[str, str, int], None] = {}
         self.questions: list[float] = []
         self._spent: list[tuple[float, int, float]] = []
         self._begun: Mapping[str, Any] | None = None
@@ -257,6 +271,8 @@ class _Memory:
         event, fields = content["event"], content["fields"]
         if "message" in fields:
             _remember(self.messages, fields["message"], None, MOST_MESSAGES)
+        if event in ("allowed", "opened"):
+            self._note_sum(event, fields.get("run", "?"), fields.get("kind", "?"), fields.get("round") or 0)
         if event == "allowed" and fields.get("kind") == "train":
             self._end(0.0)  # the end of the one before could not be written
             self._begun = content
@@ -272,6 +288,12 @@ class _Memory:
             self._end(content["monotonic"] - self._begun["monotonic"])
         elif event == "started" and self._begun:
             self._end(min(max(_when(content) - _when(self._begun), 0.0), LONGEST))
+
+    def _note_sum(self, event: str, run: str, kind: str, number: int) -> None:
+        if event == "opened":
+            _remember(self.opened, (run, kind, number), None, MOST_MESSAGES)
+        elif kind in _MODELS:
+            _remember(self.covered, run, (kind, number), MOST_RUNS)
 
     def _end(self, seconds: float) -> None:
         """Count a training that came to no good end."""
@@ -292,7 +314,7 @@ def _when(content: Mapping[str, Any]) -> float:
     return datetime.fromisoformat(content["time"]).timestamp()
 
 
-def _remember(memory: dict[str, Any], name: str, value: object, most: int) -> None:
+def _remember(memory: dict[Any, Any], name: object, value: object, most: int) -> None:
     """Note something as the newest of at most so many."""
     memory.pop(name, None)
     memory[name] = value

@@ -70,6 +70,8 @@ class Gate:
         answer = secagg.answer(
             self.shield, message, context, request, lambda: self._screened(message, context, who), terms
         )
+        if "revealed" in answer.arrays:
+            self.audit.append("opened", {**who, **self.audit.covered(str(message.metadata.run_id))})
         reply = Message(messages.pack_reply(answer), reply_to=message)
         content = flower.content_bytes(reply.content)
         sent: dict[str, str | int | float] = {
@@ -88,24 +90,30 @@ class Gate:
         answer = messages.unpack_reply(self.worker(message, context).content)
         if kind == TRAIN:
             self.audit.append("trained", {**who, "rounds": 1, "seconds": round(time.monotonic() - begun, 3)})
-            if not math.isfinite(_norm(answer)):
-                raise UpdateRejected("nan", "the model sent is one from which training makes no numbers")
         if "event" in answer.texts:
             delta = self._policy().privacy.delta
             self.audit.append("spent", {**who, "epsilon": self.hospital.ledger.spent(delta), "delta": delta})
+        if kind == TRAIN and not math.isfinite(_norm(answer)):
+            raise UpdateRejected("nan", "the model sent is one from which training makes no numbers")
         kept = suppress(answer.statistics, self._policy())
         # How many test patients there are is told with their figures or not at all.
         withheld = kind == EVALUATE and not messages.group("test", kept)
         return Reply(answer.arrays, kept, 0 if withheld else answer.num_examples, answer.texts)
 
     def _check_fresh(self, message: Message, request: Request, again: bool) -> None:
-        """Refuse what was answered before, and a round before the last one that the run was allowed; a run that was resumed is another run to Flower."""
+        """Refuse what was answered before, a round before the last one that the run was allowed, and what is summed already: of two sums the difference would tell who is in one alone.
+
+        A run that was resumed is another run to Flower.
+        """
         if again:
             raise PolicyRefused("this message was answered before; it is ignored", "replay")
-        if message.metadata.message_type == TRAIN:
-            number, last = int(request.options["server-round"]), self.audit.last_round(str(message.metadata.run_id))
-            if number < last:
-                raise PolicyRefused(f"round {number} came after round {last} of the same run", "stale")
+        run, kind = str(message.metadata.run_id), message.metadata.message_type
+        number = int(request.options.get("server-round", 0))
+        last = self.audit.last_round(run)
+        if kind == TRAIN and number < last:
+            raise PolicyRefused(f"round {number} came after round {last} of the same run", "stale")
+        if self.audit.opened(run, kind, number):
+            raise PolicyRefused("this hospital has helped to open the sum of the same question already", "stale")
 
     def _check_privacy(self, asked: Asked) -> None:
         """Hold the epsilon of what the whole run would release here, as this hospital reckons it, against the policy: the run's own word is not enough."""

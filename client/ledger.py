@@ -6,6 +6,7 @@ bit for bit and costs nothing; once a later round of the run is charged, or the 
 """
 
 import hashlib
+import math
 import os
 import sqlite3
 import threading
@@ -28,15 +29,18 @@ NAME = "ledger.sqlite"
 KEY_DAYS = 7
 """How long a key is kept of a run that is not heard of again."""
 _TABLE = """CREATE TABLE IF NOT EXISTS charges (number INTEGER PRIMARY KEY AUTOINCREMENT, identity TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL, study TEXT NOT NULL,
-task TEXT NOT NULL, unit TEXT NOT NULL, event TEXT NOT NULL, key BLOB, used INTEGER NOT NULL DEFAULT 0, time TEXT NOT NULL)"""
+task TEXT NOT NULL, unit TEXT NOT NULL, event TEXT NOT NULL, key BLOB, used INTEGER NOT NULL DEFAULT 0, over INTEGER NOT NULL DEFAULT 0, time TEXT NOT NULL)"""
+
+_GROUP = "study = ? AND task = ? AND unit = ?"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that may ever be spent of one unit's privacy: epsilon, at a delta."""
+    """The most that may ever be spent of one unit's privacy, and the most by one run: epsilon, at a delta."""
 
     epsilon: float
     delta: float
+    run: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Ledger:
         Raises
         ------
         PolicyRefused
-            With the code ``budget``, when the charge would exceed the budget; nothing is written then.
+            With the code ``budget``, when the charge would exceed the budget, or what one run may spend of it; nothing is written then.
         DataError
             When it cannot be written.
         """
@@ -119,7 +123,7 @@ class Ledger:
             known = self._rows("SELECT key FROM charges WHERE identity = ? AND key IS NOT NULL", question.identity)
             if known:
                 return bytes(known[0][0])
-            self._check([event])
+            self._check([event], question.run, going_on=True)
             self._rows(
                 "UPDATE charges SET key = NULL WHERE run = ? AND round < ?", _short(question.run), question.round
             )
@@ -138,14 +142,15 @@ class Ledger:
             )  # fmt: skip
             return key
 
-    def finish(self, run: str = "") -> None:
-        """Erase the keys of a run that has ended, and of those that were not heard of for `KEY_DAYS`; what is asked again of them is charged again."""
+    def finish(self, run: str) -> None:
+        """Erase the keys of a run that has ended; what is asked of it again is charged again, as of another run."""
         with self._changing():
-            self._rows(
-                "UPDATE charges SET key = NULL WHERE key IS NOT NULL AND (run = ? OR time < ?)",
-                _short(run),
-                _days_ago(KEY_DAYS),
-            )
+            self._rows("UPDATE charges SET key = NULL, over = 1 WHERE run = ?", _short(run))
+
+    def forget(self) -> None:
+        """Erase the keys of charges that are older than `KEY_DAYS`; what is asked again of them is charged again."""
+        with self._changing():
+            self._rows("UPDATE charges SET key = NULL WHERE key IS NOT NULL AND time < ?", _days_ago(KEY_DAYS))
 
     def key(self, identity: str) -> bytes:
         """Return the key of the noise of a charge, by the `Question.identity` it was made for.
@@ -183,7 +188,7 @@ class Ledger:
                 "SELECT study, task, unit, count(*), sum(1 - used) FROM charges GROUP BY study, task, unit ORDER BY study, task, unit"
             )
             return [
-                Spent(study, task, unit, epsilon(self._events(study, task, unit), delta), charges, unused)
+                Spent(study, task, unit, epsilon(self._events(_GROUP, study, task, unit), delta), charges, unused)
                 for study, task, unit, charges, unused in groups
             ]
 
@@ -191,24 +196,32 @@ class Ledger:
         """Close the file."""
         self._file.close()
 
-    def _check(self, events: Iterable[Event], run: str = "") -> None:
+    def _check(self, events: Iterable[Event], run: str, *, going_on: bool = False) -> None:
+        """Refuse what would exceed the budget, or the most of one run; ``events`` are all that the run asks for, or where it is ``going_on`` what comes on top of its charges."""
         budget = self._budget()
         if budget is None:
             return
-        others = self._rows("SELECT event FROM charges WHERE run <> ? ORDER BY number", _short(run))
-        before = [from_text(text) for (text,) in others]
-        after = epsilon([*before, *events], budget.delta, memory=self._memory)
-        if after > budget.epsilon:
-            spent = epsilon(before, budget.delta, memory=self._memory)
-            objection = (
-                f"the run asks for more of the patients' privacy than is left: spent {spent:.3g} of epsilon {budget.epsilon:g} at delta {budget.delta:g}, "
-                f"and with what is asked {after:.3g}"
-            )
-            raise refusal("budget", objection, "privacy.budget")
+        own = "run = ? AND NOT over"
+        others, events = self._events(f"NOT ({own})", _short(run)), list(events)
+        asked = [*self._events(own, _short(run)), *events] if going_on else events
+        for before, most, than, setting in (
+            ([], budget.run, "one run may spend", "privacy.epsilon"),
+            (others, budget.epsilon, "is left", "privacy.budget"),
+        ):
+            if math.isinf(most):
+                continue
+            after = epsilon([*before, *asked], budget.delta, memory=self._memory)
+            if after > most:
+                spent = epsilon([*before, *asked[: len(asked) - len(events)]], budget.delta)
+                objection = (
+                    f"the run asks for more of the patients' privacy than {than}: spent {spent:.3g} of epsilon {most:g} at delta {budget.delta:g}, "
+                    f"and with what is asked {after:.3g}"
+                )
+                raise refusal("budget", objection, setting)
 
-    def _events(self, *names: str) -> list[Event]:
-        where = " WHERE study = ? AND task = ? AND unit = ?" if names else ""
-        return [from_text(text) for (text,) in self._rows(f"SELECT event FROM charges{where} ORDER BY number", *names)]  # noqa: S608 - one of two texts
+    def _events(self, where: str = "1", *values: str) -> list[Event]:
+        rows = self._rows(f"SELECT event FROM charges WHERE {where} ORDER BY number", *values)  # noqa: S608 - a text of this file
+        return [from_text(text) for (text,) in rows]
 
     def _rows(self, words: str, *values: Any) -> list[Any]:
         return self._file.execute(words, values).fetchall()

@@ -41,7 +41,7 @@ PREFACE = (
     "an empty list allows nothing. Every request must pass every rule. The code of a refusal is all that leaves the hospital."
 )
 
-_SHOWN = re.compile(r"[\w .:+-]{1,95}")
+_SHOWN = re.compile(r"[\w .:=*+-]{1,95}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -52,6 +52,8 @@ class Names(tuple[str, ...]):
 
 
 NOBODY = Names()
+COORDINATORS = ("strategy.", "selection.", "limits.", "stopping.")
+"""How settings of a run begin that act at the coordinator alone."""
 ELSEWHERE = ("data",)
 """Sections of ``site.toml`` that are no policy; who uses them checks them."""
 
@@ -112,7 +114,7 @@ class Allow:
                     f"allow.cohort: expected NAME, or NAME@ and 64 hexadecimal digits, got {shown(entry)}"
                 )
         for word in self.settings:
-            _check_setting(word, self.tasks)
+            _check_setting(word)
         for name in self.statistics:
             if name not in STATISTICS_PARTS:
                 raise ConfigError(f"allow.statistics: unknown part {name!r}; {nearest(name, STATISTICS_PARTS)}")
@@ -467,13 +469,13 @@ def _defaults(task: str) -> dict[str, Any]:
     return flatten({"task": as_table(TASKS[task]())}) if task in TASKS else {}
 
 
-def _check_setting(word: str, tasks: Names) -> None:
+def _check_setting(word: str) -> None:
     """Refuse what names no setting, or one that acts at the coordinator alone: it would be a rule that never counts."""
     from common.tasks import TASKS
 
     key, equals, text = word.partition("=")
-    known = {name for name, _, _ in describe(RunConfig)} | {"strategy.mu"}
-    known |= {f"task.{item.name}" for name in tasks if name in TASKS for item in fields(TASKS[name])}  # type: ignore[arg-type]
+    known = {name for name, _, _ in describe(RunConfig) if not name.startswith(COORDINATORS)} | {"strategy.mu"}
+    known |= {f"task.{item.name}" for task in TASKS.values() for item in fields(task)}  # type: ignore[arg-type]
     if not equals or not text or key not in known:
         raise ConfigError(
             "allow.settings: expected a setting that acts at this hospital and a value, such as 'task.hidden=32',"

@@ -4,10 +4,12 @@ It alone holds the patients and the hospital's keys, and answers on a Unix socke
 """
 
 import logging
+import math
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -30,6 +32,7 @@ from common.errors import FedwardError
 from common.tasks import task_of
 
 SOCKET, AUDIT, POLICY = "run/worker.sock", "audit.jsonl", "site.toml"
+HOUR = 3600.0
 ANSWER_SECONDS = LONGEST
 """How long one answer may take before the worker is ended and started anew."""
 
@@ -46,11 +49,9 @@ def open_ledger(folder: Path) -> Ledger:
 
     def budget() -> Budget:
         privacy = read_policy(folder / POLICY).privacy
-        return Budget(privacy.budget, privacy.delta)
+        return Budget(privacy.budget, privacy.delta, privacy.epsilon if privacy.minimum == "dp" else math.inf)
 
-    opened = Ledger(folder / ledger.NAME, budget)
-    opened.finish()
-    return opened
+    return Ledger(folder / ledger.NAME, budget)
 
 
 def serve(site: Site) -> None:
@@ -68,6 +69,7 @@ def serve(site: Site) -> None:
         sealed(site.folder, site.task), task_of(Choice(site.task)), site.vault_key(), site.name
     ).hospital(site.name)
     hospital = replace(hospital, ledger=open_ledger(site.folder), least=policy.limits.min_records)
+    _in_background(HOUR, hospital.ledger.forget)
     backend.start(policy.limits.threads)
     _end_above(policy.limits.memory_mb)
     with AuditLog(site.folder / AUDIT, site.audit_key()) as audit:
@@ -84,12 +86,22 @@ def _end_above(megabytes: int) -> None:
     """End this process when it takes more memory than the policy allows; it is started again, and the request counts as failed."""
 
     def watch() -> None:
-        while _resident_mb() <= megabytes:
-            time.sleep(0.2)
-        _log.error("this worker took more than limits.memory_mb = %d; it ends", megabytes)
-        os._exit(1)
+        if _resident_mb() > megabytes:
+            _log.error("this worker took more than limits.memory_mb = %d; it ends", megabytes)
+            os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    _in_background(0.2, watch)
+
+
+def _in_background(seconds: float, work: Callable[[], None]) -> None:
+    """Do something now and every so many seconds, as long as this process lives."""
+
+    def repeat() -> None:
+        while True:
+            work()
+            time.sleep(seconds)
+
+    threading.Thread(target=repeat, daemon=True).start()
 
 
 def _resident_mb() -> float:

@@ -331,10 +331,12 @@ def _question(hospital: Hospital, request: Request, state: State) -> Question:
     """Say what a private answer is computed from, all of it: one noise must never cover two different sums."""
     config, options = request.config, request.options
     digest = hashlib.sha256(version("fedward").encode() + hospital.fingerprint)
-    for name in sorted(set(options) - {"server-round", "attempt", "evaluate", "cohort", "hospitals"}):
+    # Noise that is shared out is of one sum; what is private by itself is the same in whichever sum it is.
+    outside = set() if config.privacy.shared else {"sum", "present", "most", "packages"}
+    for name in sorted(set(options) - {"server-round", "attempt", "evaluate", "cohort", "hospitals"} - outside):
         digest.update(f"{name}\x1f{options[name]}\x1f".encode())
     for arrays in (request.arrays, state):
-        for name in sorted(arrays):
+        for name in sorted(set(arrays) - outside):
             digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
     number, study = int(options.get("server-round", 0)), config.privacy.study
     return Question(request.run, number, digest.digest(), study, config.task.name, config.privacy.unit)

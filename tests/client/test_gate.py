@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message, RecordDict
 
-from client import policy, private, service, stub
+from client import gate, policy, private, service, stub
 from client.app import FAILED, REFUSED, Seat, guarded
 from client.audit import AuditLog
 from client.gate import Gate
@@ -837,6 +837,22 @@ class TestPrivacy:
         for kind in (STATISTICS, TRAIN):
             assert refused(desk.ask(kind, settings=self.PRIVATE | {"seed": 77})) == (REFUSED, "privacy")
         assert desk.gate.hospital.ledger.table(1e-4) == []
+
+    def test_what_is_charged_is_in_the_log_also_where_nothing_leaves(self, desk, monkeypatch):
+        monkeypatch.setattr(gate, "_norm", lambda _: np.nan)
+        assert refused(desk.ask(settings=self.PRIVATE)) == (REFUSED, "nan")
+        assert desk.events()[-3:] == ["trained", "spent", "refused"]
+
+    def test_one_run_may_not_spend_the_budget_of_several(self, desk):
+        """Many models in one round, each of which is allowed by itself."""
+        size = initial_size(desk)
+        answers = [
+            desk.ask(settings=self.PRIVATE, arrays={"weights": np.full(size, number, np.float32)})
+            for number in range(12)
+        ]
+        assert refused(answers[-1]) == (REFUSED, "budget")
+        assert 2.0 < desk.gate.hospital.ledger.spent(1e-4) <= 3.0
+        assert desk.ask(settings=self.PRIVATE | {"seed": 8}).has_content()
 
     def test_when_the_final_model_is_judged_the_key_of_the_last_noise_is_erased(self, desk):
         desk.ask(settings=self.PRIVATE)

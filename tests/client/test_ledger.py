@@ -80,10 +80,10 @@ class TestCharges:
     def test_keys_of_runs_that_nobody_ended_are_erased_after_a_week(self, path, monkeypatch):
         ledger = Ledger(path)
         first = ledger.reserve(question(), EVENT)
-        ledger.finish()
+        ledger.forget()
         assert ledger.reserve(question(), EVENT) == first
         monkeypatch.setattr(client.ledger, "KEY_DAYS", -1)
-        ledger.finish()
+        ledger.forget()
         assert first not in path.read_bytes()
 
     def test_a_charge_composes_nothing_of_earlier_runs_anew(self, path, monkeypatch):
@@ -153,6 +153,26 @@ class TestBudget:
         ledger.check([whole], question(1).run)
         with pytest.raises(PolicyRefused):
             ledger.check([whole], "another run")
+
+    def test_one_that_is_over_and_asked_again_is(self, path):
+        ledger = Ledger(path, lambda: Budget(1.0, 1e-5))
+        whole = Event(12.0, count=6)
+        ledger.reserve(question(1), whole)
+        ledger.finish(question(1).run)
+        with pytest.raises(PolicyRefused):
+            ledger.check([whole], question(1).run)
+
+    def test_one_run_spends_no_more_than_a_run_may_and_the_next_begins_anew(self, path):
+        ledger = Ledger(path, lambda: Budget(10.0, 1e-5, run=epsilon([Event(5.0, count=3)], 1e-5)))
+        for number in range(3):
+            ledger.reserve(question(asked=bytes([number])), Event(5.0))
+        with pytest.raises(PolicyRefused, match="than one run may spend") as refused:
+            ledger.reserve(question(asked=b"one more"), Event(5.0))
+        assert refused.value.code == "budget"
+        ledger.check([Event(5.0, count=3)], question().run)
+        with pytest.raises(PolicyRefused, match="than one run may spend"):
+            ledger.check([Event(5.0, count=4)], "another run")
+        ledger.reserve(question(run="another run"), Event(5.0))
 
     def test_threads_cannot_overspend_together(self, path):
         ledger, allowed = Ledger(path, lambda: Budget(1.0, 1e-5)), []

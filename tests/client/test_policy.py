@@ -306,14 +306,23 @@ class TestSettings:
         assert objections(allowing(), asked) == []
         for word in (
             "seed=5",
-            "strategy.name=fedprox",
             "strategy.mu=0..1",
             "training.learning_rate=0.1",
             "rounds=1..20",
         ):
             assert objections(allowing(settings=Names([word])), asked) == [], word
-        for word in ("seed=6", "strategy.name=fedavg", "strategy.mu=0.4", "training.optimizer=adam", "rounds=1..19"):
+        for word in ("seed=6", "strategy.mu=0.4", "training.optimizer=adam", "rounds=1..19"):
             assert objections(allowing(settings=Names([word])), asked) == ["settings"], word
+
+    @pytest.mark.parametrize(
+        "word", ["strategy.name=fedavg", "selection.fraction=1", "limits.retries=0", "stopping.patience=0"]
+    )
+    def test_what_acts_at_the_coordinator_alone_is_refused_by_its_name(self, word):
+        with pytest.raises(ConfigError, match=rf"allow\.settings: .*got '{word}'"):
+            allowing(settings=Names([word]))
+
+    def test_a_setting_of_a_task_stays_when_the_task_is_no_longer_allowed(self):
+        assert objections(allowing(tasks=Names(), settings=Names(["task.hidden=4"])), asking()) == ["task", "settings"]
 
     def test_the_pull_that_acts_here_is_the_one_that_is_asked_for(self):
         """A coordinator may tell one strategy and send another's pull; and what the run leaves open is a default that only the coordinator knows."""

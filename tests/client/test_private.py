@@ -56,7 +56,7 @@ def config(federation):
 WORKER = Worker()
 
 
-def ask(config, at, number=1, kind=TRAIN, weights=None, state=None, worker=WORKER):
+def ask(config, at, number=1, kind=TRAIN, weights=None, state=None, worker=WORKER, secure=None):
     task = task_of(config.task)
     nothing = private.statistics(at, config, task, None)
     preparation = task.fit(nothing)
@@ -68,9 +68,9 @@ def ask(config, at, number=1, kind=TRAIN, weights=None, state=None, worker=WORKE
         "attempt": 0,
         "evaluate": False,
     }
-    request = Request(
-        run_text(config), {} if kind == STATISTICS else {"weights": weights}, {} if kind == STATISTICS else options
-    )
+    sums = {} if secure is None else {"packages": np.zeros((len(secure), 8), np.uint8)}
+    options |= {} if secure is None else {"sum": f"{number}.{len(secure)}", "present": secure, "most": len(secure)}
+    request = Request(run_text(config), *(({}, {}) if kind == STATISTICS else ({"weights": weights, **sums}, options)))
     return worker.answer(kind, at, request, {} if state is None else state), weights, task.encode(at.train, preparation)
 
 
@@ -281,6 +281,14 @@ class TestWhatLeaves:
         other, _, _ = ask(run, at, weights=weights + 1)
         assert not np.array_equal(delta_of(first, len(weights)), delta_of(other, len(weights)))
         assert [row.charges for row in at.ledger.table(1e-4)] == [2]
+
+    def test_a_further_attempt_at_a_secure_sum_of_private_updates_is_the_same_question(self, config):
+        for noise, charges in (("hospital", 1), ("shared", 2)):
+            at = hospital(key=Ledger()._key)
+            run = config({**FULL, "noise": noise}, secure={"aggregation": True})
+            for present in ("abcd", "abc"):
+                ask(run, at, secure=present)
+            assert [row.charges for row in at.ledger.table(1e-4)] == [charges], noise
 
     def test_other_patients_never_have_the_same_noise(self, config):
         run, keys = config(FULL), []

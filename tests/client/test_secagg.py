@@ -29,6 +29,7 @@ from common.secagg import fixed
 from common.secagg.protocol import Session
 from server import rounds
 from server.plan import Plan
+from server.secagg import SecureSums
 from simulations import secagg as virtual
 from simulations.local_grid import LocalGrid
 
@@ -155,6 +156,42 @@ class TestGate:
             play(house, federation, {"limits": {"quorum": 0.5, "retries": 0}}, taps=[around])
         refused = [line["fields"]["code"] for line in log_of(house["east"]) if line["event"] == "refused"]
         assert refused == ["min_cohort"]
+
+    @pytest.mark.parametrize("asked", ["train", "judge"])
+    def test_what_was_summed_is_not_summed_again_without_one(self, house, federation, monkeypatch, asked):
+        """The difference of the two sums would be what one hospital sent."""
+        real, lists = getattr(SecureSums, asked), []
+
+        def twice(sums, channel, step):
+            first = real(sums, channel, replace(step, upcoming="again", members=NAMES[:3]))
+            with pytest.raises(QuorumError, match="0 hospitals sent what is summed"):
+                lists.append(real(sums, channel, replace(step, label="again", names=NAMES[:3], upcoming="")))
+            return first
+
+        monkeypatch.setattr(SecureSums, asked, twice)
+        play(house, federation, {"rounds": 1})
+        assert lists == []
+        for name in NAMES[:3]:
+            assert [line["fields"]["code"] for line in log_of(house[name]) if line["event"] == "refused"] == ["stale"]
+        (opened,) = (
+            line["fields"]
+            for line in log_of(house["east"])
+            if line["event"] == "opened" and line["fields"]["kind"] == TRAIN
+        )
+        assert opened["round"] == 1
+
+    def test_a_round_of_which_nothing_was_opened_may_be_asked_again(self, house, federation):
+        workers = {"1.0": None, "1.1": house["west"].worker}
+
+        def around(message, _reply):
+            if message.metadata.message_type == SHARES:
+                upcoming = str(messages.unpack_request(message.content).options["next"])
+                house["west"].worker = workers.get(upcoming, workers["1.1"])
+
+        outcome = play(house, federation, {"rounds": 1, "limits": {"quorum": 1.0, "retries": 1}}, taps=[around])
+        assert len(outcome.rounds[0].answered) == 4
+        trained = [line["fields"]["attempt"] for line in log_of(house["east"]) if line["event"] == "trained"]
+        assert trained == [0, 1]
 
     def test_a_stranger_among_the_cards_is_refused(self, house, federation):
         """The run names only whom east allows; that a fourth shows a card comes out all the same."""
