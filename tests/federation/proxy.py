@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from server import superlink
+
 PIECE = 1 << 14
 AT_ONCE = struct.pack("ii", 1, 0)
 """SO_LINGER of a connection that ends with RST."""
@@ -200,29 +202,36 @@ class Recorder:
                 return
             body += event["body"]
             more = event["more_body"]
-        code, content = await self._answer(scope["path"], scope["headers"], bytes(body))
+        if scope["path"] == superlink.NEWS:
+            code, content = await self._passed("GET", f"{superlink.NEWS}?{scope['query_string'].decode()}", [], b"")
+        else:
+            code, content = await self._answer(scope["path"], scope["headers"], bytes(body))
         headers = [(b"content-type", b"application/protobuf"), (b"content-length", b"%d" % len(content))]
         await send({"type": "http.response.start", "status": code, "headers": headers})
         await send({"type": "http.response.body", "body": content})
+
+    async def _passed(self, method, path, headers, body):
+        async with httpx.AsyncClient(verify=UNUSED, trust_env=False, timeout=60) as client:
+            response = await client.request(method, self.upstream + path, content=body, headers=headers)
+        return response.status_code, response.content
 
     async def _answer(self, path, headers, body):
         node = dict(headers).get(b"flwr-public-key", b"")
         if path == PULL and node in self.again:
             self.again.discard(node)
             return 200, self.announced[node]
-        async with httpx.AsyncClient(verify=UNUSED, trust_env=False, timeout=60) as client:
-            response = await client.post(self.upstream + path, content=body, headers=_passing(headers))
-        if path == PULL and response.is_success and response.content:
-            self.announced[node] = response.content
+        code, content = await self._passed("POST", path, _passing(headers), body)
+        if path == PULL and code == 200 and content:
+            self.announced[node] = content
         elif path == PART:
             # Flower forgets a part that was fetched; who sends a message again has its parts, too.
-            self._parts.setdefault(body, response.content)
-            if len(response.content) < len(self._parts[body]):
+            self._parts.setdefault(body, content)
+            if len(content) < len(self._parts[body]):
                 return 200, self._parts[body]
-            self._parts[body] = response.content
+            self._parts[body] = content
         elif path != PULL:
             self.asked.append((path, _passing(headers), body))
-        return response.status_code, response.content
+        return code, content
 
     def repeat(self) -> list[tuple[str, int]]:
         """Make every request again that was made, byte for byte; return each path and the code of the answer."""
