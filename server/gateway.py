@@ -100,18 +100,25 @@ class _Handed:
 
 @dataclass
 class _Line:
-    """What is remembered of a member: its requests under way and all that began, whether a renewal is one, how often it asked for messages and how many of these questions wait, a
-    message that it may not have received, its node's number, what its node signed last, and whether Flower was told that it has left."""
+    """What is remembered of a member."""
 
     busy: int = 0
+    """Its requests under way."""
     begun: int = 0
+    """All that ever began."""
     renewing: bool = False
     asked: int = 0
+    """How often its node asked for messages."""
     waiting: int = 0
+    """How many of these questions wait."""
     handed: _Handed | None = None
+    """A message that it may not have received."""
     node: int = 0
+    """Its node's number in Flower."""
     signed: list[Header] = field(default_factory=list)
+    """What its node signed last."""
     left: bool = False
+    """Whether Flower was told that this node has left."""
 
 
 class Gateway:
