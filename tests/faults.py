@@ -43,7 +43,6 @@ ROWS = {
     7: Row(
         "1 Mbit/s and 200 ms, with an update of 60 MB",
         "completes; the others are not held beyond the deadline of stragglers",
-        "no test sends that much over so slow a line; it would take eight minutes",
     ),
     8: Row("a request is replayed or duplicated", "ignored, and in the audit log"),
     9: Row(

@@ -49,7 +49,7 @@ class Pair:
 class Proxy:
     """Passes connections on to a port of this machine, in a thread of its own; used as a context.
 
-    May be set at any time: ``delay``, seconds before each piece is passed on; ``rate``, bytes a second in each direction of a connection; ``turned``, the
+    May be set at any time: ``delay``, seconds before each piece is passed on; ``rate``, bytes a second in each direction of all connections together; ``turned``, the
     share of pieces in which one bit is turned; ``most``, bytes of a direction after which the connection is cut off. 0 is without.
     """
 
@@ -61,6 +61,7 @@ class Proxy:
         self.sent = bytearray()
         """What clients sent since it was last cleared, as it was on the wire."""
         self._target, self._draw, self._mode, self._answered = target, random.Random(seed), "passing", 0.0
+        self._free = [0.0, 0.0]
         self._pairs: set[Pair] = set()
         self._ready = threading.Event()
 
@@ -147,8 +148,8 @@ class Proxy:
         """Pass on what comes from one end, until that end or the proxy has enough."""
         passed = 0
         with suppress(ConnectionError):
-            while piece := await reader.read(PIECE):
-                await asyncio.sleep(self.delay + (len(piece) / self.rate if self.rate else 0.0))
+            while piece := await reader.read(PIECE if not self.rate else 4 * PIECE):
+                await asyncio.sleep(self.delay + self._turn(source is pair.ends[0], len(piece)))
                 await self._flowing.wait()
                 if pair.lost:
                     continue
@@ -166,6 +167,14 @@ class Proxy:
         pair.left.add(source)
         if not pair.lost:
             writer.close()
+
+    def _turn(self, up, size):
+        """Return how long it takes until so many bytes more have passed on a line that all connections share."""
+        if not self.rate:
+            return 0.0
+        now = time.monotonic()
+        self._free[up] = max(now, self._free[up]) + size / self.rate
+        return self._free[up] - now
 
     def _spoilt(self, piece):
         if self._draw.random() >= self.turned:
