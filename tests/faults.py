@@ -60,7 +60,6 @@ ROWS = {
     12: Row(
         "a clock 10 minutes off, or jumping",
         "the check before the start warns, then refuses with the skew in the message; durations use a monotonic clock",
-        "no test turns the clock under a run",
     ),
     13: Row(
         "a disk that is full or read-only",

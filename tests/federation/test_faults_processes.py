@@ -19,6 +19,7 @@ import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 
@@ -44,17 +45,13 @@ from common.tasks.task import rows_of
 from server import gateway, models, rounds
 from server.plan import Plan
 from server.records import sha256
-from tests.federation.processes import CELL, HOSPITALS, NAME, NUMBER, here, until
+from tests.federation import clock
+from tests.federation.processes import CELL, HOSPITALS, NAME, NUMBER, at_most, here, until
 
 ROOT = Path(__file__).parents[2]
 COHORT = ("east", "north", "south", "west")
 LONG = ("--set", "training.epochs=600", "--set", "training.compile=graph")
 """Some seconds of training a round."""
-
-
-def at_most(seconds):
-    """Return how long something may take that takes so many seconds at most where nobody else uses the machine."""
-    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 # Row 1: a hospital is killed.
@@ -568,10 +565,10 @@ def lines(path):
 class Run:
     """A run in a process of its own, and the records of its rounds as they come; used as a context, at whose end it is stopped as a user would."""
 
-    def __init__(self, running, *words, rounds=200):
+    def __init__(self, running, *words, rounds=200, **environment):
         folders, self.said = running.server / "runs", []
         before = set(folders.glob("*"))
-        self.process = running.begin_run(*words, rounds=rounds)
+        self.process = running.begin_run(*words, rounds=rounds, **environment)
         self._listening = threading.Thread(target=lambda: self.said.extend(self.process.stdout))
         self._listening.start()
         until(lambda: set(folders.glob("*")) - before, 60, lambda: f"no run began: {self.said}")
@@ -727,6 +724,65 @@ def test_a_run_outlives_the_programs_of_the_coordinator(running, reference):
     record = running.record(run.folder)
     assert record["weights_sha256"] == reference, [row["dropped"] for row in record["rounds"]]
     running.wait_for(HOSPITALS)
+
+
+@pytest.fixture
+def turned(tmp_path):
+    """Give a clock that a test can turn."""
+    if not clock.possible():
+        pytest.skip("needs Linux and a C compiler")
+    return clock.Clock(tmp_path)
+
+
+def restarted(running, name, **environment):
+    """Stop what was started under a name as a user would, and start it again."""
+    running.processes[name].terminate()
+    running.processes[name].wait(60)
+    (running.open if name == "server" else partial(running.start, name))(**environment)
+    running.wait_for(HOSPITALS, 150)
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    12,
+    passes_when="a hospital's clock jumps 10 minutes ahead in a run: it is left out, the others go on, and it is back when its clock is right",
+)
+@pytest.mark.timeout(900)
+def test_a_hospital_whose_clock_jumps_is_out_until_it_is_right(running, turned):
+    restarted(running, "va", **turned.environment)
+    with Run(running, *LONG) as run:
+        run.wait_for(lambda row: "va" in row["answered"], 90, "va was not there")
+        turned.set(600)
+        row = run.wait_for(lambda row: "va" not in row["answered"], 120, "its clock does not matter")
+        assert row["answered"] == ["cleveland", "hungarian"]
+        assert {each["reason"] for each in row["dropped"]} == {"lost"}
+        run.wait_for(lambda row: row["answered"] == ["cleveland", "hungarian"], 60, "the others do not go on")
+        turned.set(0)
+        run.wait_for(lambda row: "va" in row["answered"], 150, "va does not come back")
+    assert "none of them changed" in here("hospital", "audit", running.site("va"), "verify")
+    assert len(running.trained("va")) == len(set(running.trained("va")))
+    restarted(running, "va")
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    12,
+    passes_when="all clocks of the coordinator jump 4 minutes ahead and back in a run that takes everybody: no deadline passes, the weights are equal bit for bit",
+)
+@pytest.mark.timeout(900)
+def test_a_coordinator_whose_clock_jumps_ends_with_the_same_bits(running, reference, turned):
+    restarted(running, "server", **turned.environment)
+    begun = time.monotonic()
+    with Run(running, *LONG, "--set", "limits.quorum=1.0", rounds=6, **turned.environment) as run:
+        for seconds in (240, 0):
+            run.wait_for(lambda row: True, 120, "no round")
+            turned.set(seconds)
+        run.process.wait(at_most(300))
+    record = running.record(run.folder)
+    assert record["weights_sha256"] == reference, [row["dropped"] for row in record["rounds"]]
+    assert 0 < sum(row["seconds"] for row in record["rounds"]) < time.monotonic() - begun
+    assert "late" not in {each["reason"] for row in record["rounds"] for each in row["dropped"]}
+    restarted(running, "server")
 
 
 @pytest.mark.slow
