@@ -83,7 +83,6 @@ ROWS = {
     19: Row(
         "upgrade and rollback with a run under way",
         "refused or resumed; old records stay readable",
-        "there is one release so far",
     ),
     20: Row(
         "500 rounds in one process, 60 rounds of real processes",

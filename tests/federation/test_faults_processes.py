@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -783,6 +784,61 @@ def test_a_coordinator_whose_clock_jumps_ends_with_the_same_bits(running, refere
     assert 0 < sum(row["seconds"] for row in record["rounds"]) < time.monotonic() - begun
     assert "late" not in {each["reason"] for row in record["rounds"] for each in row["dropped"]}
     restarted(running, "server")
+
+
+@pytest.fixture
+def newer(tmp_path):
+    """Give another release: the same code, in which one line is new, so that its bundle has another hash."""
+    for name in ("client", "common", "server", "simulations"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "fedward.py", tmp_path)
+    with (tmp_path / "common" / "__init__.py").open("a") as file:
+        file.write("# Another release.\n")
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    19,
+    passes_when="the coordinator is upgraded in a run: hospitals refuse until they have approved it, and it goes on; rolled back in the same run, it goes on again, bit-equal",
+)
+@pytest.mark.timeout(900)
+def test_a_run_outlives_an_upgrade_and_a_rollback(running, reference, newer):
+    def resumed(**environment):
+        process = running.command("server", "resume", running.server, run.folder.name, **environment)
+        said, _ = process.communicate(timeout=at_most(150))
+        return process.returncode, said
+
+    with Run(running, *LONG, rounds=6) as run:
+        run.wait_for(lambda row: row["round"] == 2, 90, "no round")
+        run.process.kill()
+    done = len(run.rounds)
+    code, said = resumed(**newer)
+    assert code != 0
+    assert "left out for bundle" in said
+    assert len(run.rounds) == done
+
+    approved = {name: approve_what_waits(running, name) for name in HOSPITALS}
+    assert len({*map(tuple, approved.values())}) == 1, "they were asked for different bundles"
+    process = running.command("server", "resume", running.server, run.folder.name, **newer)
+    until(lambda: len(run.rounds) > done, 120, "the new release does not go on")
+    process.kill()
+    process.communicate()
+
+    code, said = resumed()
+    assert code == 0, said
+    record = running.record(run.folder)
+    assert [row["round"] for row in record["rounds"]] == [1, 2, 3, 4, 5, 6]
+    assert record["weights_sha256"] == reference
+
+
+def approve_what_waits(running, name):
+    """Approve at a hospital the bundles that it was asked for and does not know; return their hashes."""
+    shown = here("hospital", "approve", running.site(name), "--show", "--json")
+    waiting = [row["sha256"] for row in shown["bundles"] if not row["approved"]]
+    for sha256_ in waiting:
+        here("hospital", "approve", running.site(name), "--sha256", sha256_)
+    return waiting
 
 
 @pytest.mark.slow
