@@ -512,7 +512,7 @@ class TestReal:
             if record.round == 12:
                 took.append(proxy.back(proxy.heal(), 30))
 
-        outcome = real.run(15, watch, deadline=max(4.0, 3 * usual))
+        outcome = real.run(20, watch, deadline=max(4.0, 3 * usual))
         assert took[0] < 5
         here = answered_in(outcome, "east")
         assert not set(here) & set(range(3, 13))
