@@ -154,9 +154,8 @@ class Tunnel:
         while True:
             request, pause = relay.request(self._gateway + relay.STAY, [], b"", TIMEOUT), LONGEST_PAUSE
             try:
-                if (await self._client.send(request)).is_success:
-                    continue
-                pause = AWAY_SECONDS
+                taken = (await self._client.send(request)).is_success
+                pause = FIRST_PAUSE if taken else AWAY_SECONDS
             except BROKEN:
                 pass  # the node's own requests say so
             await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - spreads attempts, hides nothing
