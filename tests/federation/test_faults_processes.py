@@ -721,7 +721,8 @@ def test_a_run_outlives_the_programs_of_the_coordinator(running, reference):
         run.wait_for(lambda row: row["round"] == 2, 90, "no round")
         running.kill("server")
         running.open()
-        run.process.wait(150)
+        run.process.wait(at_most(150))
+    assert run.process.returncode == 0, run.said[-5:]
     record = running.record(run.folder)
     assert record["weights_sha256"] == reference, [row["dropped"] for row in record["rounds"]]
     running.wait_for(HOSPITALS)
