@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from common import deployment, flower, health, keys, relay, supervise
 from common.deployment import Control, Task, Tasks
-from common.errors import FedwardError, Unreachable
+from common.errors import FedwardError, Unreachable, UsageError
 from common.supervise import Program, Supervisor, free_port, until_stopped
 from server import watch
 from server.plan import Plan
@@ -81,7 +81,7 @@ def start(
     place, known = place_of(federation), set[str]()
     advice = f"; 'fedward server stop {federation.folder}' ends it"
     with supervise.stopping() as stopped, supervise.marked(place.folder, advice) as note:
-        relay.listen(host, port).close()  # the gateway is another process, whose log nobody may be looking at
+        _wait_for_port(host, port, stopped)
         supervisor = Supervisor(programs(place, federation, host, port))
         figures = partial(watch.figures, federation, partial(online, federation))
         with health.answering(place.folder, supervisor.states, figures, health_port), supervisor:
@@ -98,6 +98,23 @@ def start(
                 let_in(place, federation, known)
 
             until_stopped(supervisor, look, stopped=stopped)
+
+
+def _wait_for_port(host: str, port: int, stopped: Sequence[int]) -> None:
+    """Wait until nobody listens there: the programs of a coordinator that was killed end by themselves, which takes some seconds.
+
+    Here and not in the gateway, which is another process, whose log nobody may be looking at.
+    """
+    end = time.monotonic() + supervise.GRACE
+    while not stopped:
+        try:
+            relay.listen(host, port).close()
+        except UsageError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+        else:
+            return
 
 
 def running(federation: Federation) -> int | None:
