@@ -28,7 +28,9 @@ RUN = "run"
 """The folder within a federation's own in which its programs meet."""
 RUNS = "runs"
 """The folder of the runs that a process of this machine is the ServerApp of, each by Flower's number."""
-TAKE_SECONDS = 20.0
+START_SECONDS = 120.0
+"""How long a program may take until it answers: some seconds, but where others use the machine."""
+TAKE_SECONDS = 60.0
 """How long a run that was begun may take until it can be taken up."""
 
 _log = logging.getLogger(__name__)
@@ -174,7 +176,7 @@ def superlink(place: Place, token: Path) -> Program:
     return Program("superlink", command, place.folder / "superlink.log", {"FLWR_HOME": str(place.folder / "flower")})
 
 
-def wait_for_flower(place: Place, seconds: float = 30.0, stopped: Sequence[int] = ()) -> None:
+def wait_for_flower(place: Place, seconds: float = START_SECONDS, stopped: Sequence[int] = ()) -> None:
     """Wait until the SuperLink answers, or there is something in ``stopped``.
 
     Raises
@@ -196,7 +198,9 @@ def wait_for_flower(place: Place, seconds: float = 30.0, stopped: Sequence[int] 
             return
 
 
-def wait_for_door(place: Place, host: str, port: int, stopped: Sequence[int] = (), seconds: float = 30.0) -> None:
+def wait_for_door(
+    place: Place, host: str, port: int, stopped: Sequence[int] = (), seconds: float = START_SECONDS
+) -> None:
     """Wait until the gateway listens, or there is something in ``stopped``; errors as of `wait_for_flower`."""
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing is bound here
     end = time.monotonic() + seconds
