@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import fedward
 from client import site as sites
 from client.audit import AuditLog
 from common import chain, supervise
