@@ -497,7 +497,7 @@ class TestReal:
         cut.join()
         assert took[0] < at_most(5)
         assert answered_in(outcome, "east") == [1, 2, 3, 4]
-        assert weights(outcome) == weights(real.in_memory(outcome))
+        assert weights(outcome) == weights(real.in_memory(outcome)), [record.dropped for record in outcome.rounds]
         assert len(set(real.trained("east"))) == len(real.trained("east"))
 
     @pytest.mark.fault(
