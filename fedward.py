@@ -4,8 +4,9 @@ import argparse
 import re
 import sys
 from importlib import import_module, metadata
+from typing import Any, NoReturn
 
-from common.errors import FedwardError
+from common.errors import FedwardError, UsageError, nearest
 
 COMMANDS = (
     "simulations.cli",
@@ -40,9 +41,27 @@ def main(words: list[str] | None = None) -> int:
         return 1
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong with a command line as every other error is said: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UsageError`."""
+        raise UsageError(f"{message}; '{self.prog} --help' shows what it takes")
+
+    def parse_known_args(self, *given: Any, **named: Any) -> Any:
+        """Parse, and refuse what this command does not know: of a sub-command, the one above could not say what it takes."""
+        known, rest = super().parse_known_args(*given, **named)
+        options = [word for word in rest if word.startswith("-")]
+        if options:
+            self.error(f"unknown option {options[0]}; {nearest(options[0], self._option_string_actions)}")
+        if rest:
+            self.error(f"one argument too many: {rest[0]}")
+        return known, rest
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="fedward",
         description="Federated learning for hospitals.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
