@@ -6,6 +6,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +27,7 @@ HEAVY = ("tensorflow", "keras", "sklearn", "scipy", "pandas", "matplotlib", "ray
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))] + [ROOT / "fedward.py"]
 
 
+@cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
