@@ -258,7 +258,7 @@ def test_interrupted_from_the_keyboard_it_goes_on_bit_equal(tmp_path):
         "simulate",
         "heart",
         "--rounds",
-        "300",
+        "100",
         "--set",
         "strategy.name=scaffold",
         "--set",
@@ -289,7 +289,7 @@ def test_interrupted_from_the_keyboard_it_goes_on_bit_equal(tmp_path):
     )
     assert "Traceback" not in err
     finished = models.load(folder / models.NAME).facts["rounds"]
-    assert 1 <= finished < 300
+    assert 1 <= finished < 100
     resumed = finish("simulate", "--resume", str(folder))
     whole = finish(*words, "--out", "whole")
     assert resumed["weights_sha256"] == whole["weights_sha256"]

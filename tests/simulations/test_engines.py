@@ -143,16 +143,6 @@ SECURE = {
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_secure_sum_over_real_processes_is_that_of_one_process_bit_for_bit(tmp_path_factory):
-    over = merge(TABLES, SECURE)
-    here, there = (play(tmp_path_factory.mktemp(engine), engine, **over) for engine in ("local", "deploy"))
-    assert sha256(here.model.weights) == sha256(there.model.weights)
-    assert [record.answered for record in here.rounds] == [record.answered for record in there.rounds]
-    assert not any(record.dropped for record in there.rounds)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_noise_that_is_shared_over_real_processes_is_that_much_and_charged_at_each_hospital(tmp_path):
     """Hospitals draw it from their systems: two such sums differ by twice the variance that the events claim."""
     privacy = {"epsilon": 1.0, "delta": 1e-4, "method": "full", "noise": "shared"}
