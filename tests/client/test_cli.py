@@ -594,7 +594,7 @@ class TestKeeping:
 class TestService:
     def test_memory_and_passphrase_are_the_sites(self, run, site, monkeypatch):
         files = json.loads(run("hospital", "service", "site", "--json"))
-        assert files.keys() == {"fedward-hospital.service", "Containerfile"}
+        assert files.keys() == {"fedward-hospital.service", "Containerfile.hospital"}
         assert "MemoryMax=5120M" in files["fedward-hospital.service"]
         assert "LoadCredential" not in files["fedward-hospital.service"]
         monkeypatch.setenv("FEDWARD_PASSPHRASE", "correct horse")
