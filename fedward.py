@@ -21,7 +21,7 @@ COMMANDS = (
 """Modules whose ``add_parsers`` adds sub-commands."""
 PACKAGES = ("client", "common", "server", "simulations")
 # A line of a distribution's `top_level.txt`, which holds the bare names, or of its `RECORD`, which has a line a file.
-SHIPPED = re.compile(rf"^({'|'.join(PACKAGES)})(?:(?:/[^,\n]*)?\.py,.*)?$", re.MULTILINE)
+SHIPPED = re.compile(rf"^({'|'.join(PACKAGES)})(?:(?:/[^,\n]*|\.[^,/\n]*)?\.(?:py|pyd|so),.*)?$", re.MULTILINE)
 
 
 def main(words: list[str] | None = None) -> int:

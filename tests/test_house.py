@@ -95,8 +95,9 @@ def test_help_imports_nothing_heavy(words):
     [
         ("RECORD", "something/__init__.py,sha256=0,1\ncommon/deep/er.py,,\n", "common"),
         ("RECORD", "client.py,sha256=0,1\n", "client"),
+        ("RECORD", "something.py,,\nserver.cpython-311-x86_64-linux-gnu.so,,\n", "server"),
         ("top_level.txt", "something\nserver\n", "server"),
-        ("RECORD", "something/common/x.py,,\ncommonly/x.py,,\nserver/x.txt,,\nclients.py,,\n", None),
+        ("RECORD", "something/common/x.py,,\ncommonly/x.py,,\nserver.d/x.py,,\nclients.py,,\n", None),
         ("top_level.txt", "something\ncommonly\n", None),
     ],
 )
@@ -107,8 +108,9 @@ def test_no_other_distribution_ships_our_packages(file, listed, package, tmp_pat
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: something-else\nVersion: 1.0\n")
     (other / file).write_text(listed)
     monkeypatch.syspath_prepend(tmp_path)
-    # The standard library's own answer, which is slower.
-    assert ("something-else" in metadata.packages_distributions().get(package, ())) == (package is not None)
+    # What the standard library finds, more slowly, is found.
+    owners = metadata.packages_distributions()
+    assert {name for name in fedward.PACKAGES if "something-else" in owners.get(name, ())} <= {package}
     if package:
         with pytest.raises(FedwardError, match=f"'something-else' also ships a package '{package}'"):
             fedward.check_installation()
