@@ -102,3 +102,13 @@ def rows_of(records: Records) -> int:
 def take(records: Records, rows: Array) -> dict[str, Array]:
     """Return the named rows of every column, in that order."""
     return {name: column[rows] for name, column in records.items()}
+
+
+def told(records: Records, column: str) -> Array:
+    """Return a column, or zeros where the records do not have it: what is predicted is not known yet of every row."""
+    return np.asarray(records.get(column, np.zeros(rows_of(records))))
+
+
+def one_class(records: Records) -> NDArray[np.int32]:
+    """Return 0 for every row: all are in one class."""
+    return np.zeros(rows_of(records), np.int32)
