@@ -32,6 +32,7 @@ from common.errors import DataError
 from common.tasks.task import Array, Task
 
 MAGIC = b"fedward vault\n"
+PURPOSE = b"fedward vault 1"
 VERSION = 1
 CHUNK = 1 << 20
 TAG = 16
@@ -69,13 +70,13 @@ def seal(path: Path, parts: Parts, task: Task, key: bytes, site: str) -> Header:
     size = sum(len(buffer) for buffer in buffers)
     header = Header(VERSION, task.name, schema.digest(task), site, parts.counts(), size, salt, _name_of(key))
     start = MAGIC + json.dumps(asdict(header), ensure_ascii=False, sort_keys=True).encode() + b"\n"
-    cipher, bound = _cipher(key, salt), hashlib.sha256(start).digest()
+    cipher, bound = cipher_of(key, bytes.fromhex(salt), PURPOSE), hashlib.sha256(start).digest()
     last = _chunks(size) - 1
     sealed = (
         cipher.encrypt(_nonce(number, last=number == last), chunk, bound)
         for number, chunk in enumerate(_cut(buffers, size))
     )
-    _write(path, start, sealed)
+    write(path, start, sealed)
     return header
 
 
@@ -92,7 +93,7 @@ def unseal(path: Path, task: Task, key: bytes, site: str) -> Parts:
     header, start = _parse(path, content)
     _check(path, header, task, key, site)
     opened = bytearray(header.size)
-    cipher, bound = _cipher(key, header.salt), hashlib.sha256(content[:start]).digest()
+    cipher, bound = cipher_of(key, bytes.fromhex(header.salt), PURPOSE), hashlib.sha256(content[:start]).digest()
     count = _chunks(header.size)
     if len(content) - start != header.size + count * TAG:
         raise _damaged(path)
@@ -107,6 +108,37 @@ def unseal(path: Path, task: Task, key: bytes, site: str) -> Parts:
     except InvalidTag:
         raise _damaged(path) from None
     return _unpacked(opened)
+
+
+def cipher_of(key: bytes, salt: bytes, purpose: bytes) -> AESGCM:
+    """Return the cipher of one file, by the site's key, the file's own random salt, and what the file is for."""
+    return AESGCM(HKDF(SHA256(), 32, salt, purpose).derive(key))
+
+
+def write(path: Path, start: bytes, chunks: Iterator[bytes]) -> None:
+    """Write a file that only its owner may read: beside it under another name, flushed to disk, then renamed over it.
+
+    Raises
+    ------
+    DataError
+        When it cannot be written; what stood there before still does.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.unlink(missing_ok=True)
+        # Made anew, never followed, and closed to others from the first byte on.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(start)
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        with suppress(OSError):  # on a disk that is read-only not even that
+            temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from None
 
 
 def header_of(path: Path) -> Header:
@@ -224,10 +256,6 @@ def _nonce(number: int, *, last: bool) -> bytes:
     return number.to_bytes(11, "big") + bytes([last])
 
 
-def _cipher(key: bytes, salt: str) -> AESGCM:
-    return AESGCM(HKDF(SHA256(), 32, bytes.fromhex(salt), b"fedward vault 1").derive(key))
-
-
 def _name_of(key: bytes) -> str:
     return keyed(key, "vault key", b"")[:8].hex()
 
@@ -239,26 +267,6 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path}: there is no vault; import the data with: fedward hospital init") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _write(path: Path, start: bytes, chunks: Iterator[bytes]) -> None:
-    """Write a file that only its owner may read: beside it under another name, flushed to disk, then renamed over it."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.unlink(missing_ok=True)
-        # Made anew, never followed, and closed to others from the first byte on.
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(start)
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        with suppress(OSError):  # on a disk that is read-only not even that
-            temporary.unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from None
 
 
 def _sync(folder: Path) -> None:

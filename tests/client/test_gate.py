@@ -223,11 +223,6 @@ class TestAllowed:
             desk.ask(kind)
         assert chain.verify(desk.folder / "audit.jsonl", KEY.public_key()) is None
 
-    def test_what_the_hospital_keeps_between_rounds_is_in_the_context(self, desk):
-        settings = {"strategy": "fedavg", "update": {"codec": "topk", "keep": 0.1}}
-        desk.ask(settings=settings)
-        assert "residual" in wire.from_record(desk.context.state.array_records["hospital"])
-
 
 class TestStatistics:
     def test_questions_are_counted_too(self, desk):
