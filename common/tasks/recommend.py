@@ -87,6 +87,7 @@ class Recommender(ABC):
             classify=one_class,
             build=self.network,
             noised=self.noised,
+            amount=Column(self.label, "codes", "the treatments, one code a line"),
             parts=parts,
             local=local,
             defaults=defaults,

@@ -11,7 +11,7 @@ from common.tasks.task import Column, Examples, Preparation, Records, Task
 from common.tasks.text import bucket
 
 COLUMNS = (
-    Column("stay", "codes", "the hospital's own name of the stay, or nothing; it stays in the hospital"),
+    Column("stay", "name", "the hospital's own name of the stay, or nothing; it stays in the hospital"),
     Column("features", "codes", "what is known of the patient: admission and diagnoses, one code a line"),
 )
 
