@@ -862,6 +862,9 @@ class TestPrivacy:
         settings = {"task": {"name": "heart", "hidden": 4, "site_intercept": True}}
         assert refused(desk.ask(settings=self.PRIVATE | settings)) == (REFUSED, "layout")
         assert "trained" not in desk.events()
+        judged = desk.ask(EVALUATE, settings=self.PRIVATE | settings)
+        assert judged.has_content(), "a model that came whole may be judged"
+        assert not messages.unpack_reply(judged.content).arrays
 
     @pytest.mark.parametrize("pattern", ["all at the limit", "all at minus the limit", "signs in turn"])
     def test_hostile_weights_within_the_range_move_an_update_no_further(self, desk, pattern):

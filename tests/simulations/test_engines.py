@@ -141,10 +141,19 @@ SECURE = {
 }
 
 
+KEPT = {
+    "task": {"name": "heart", "model": "logistic", "site_intercept": True},
+    "strategy": "scaffold",
+    "update": {"codec": "topk", "keep": 0.5},
+}
+"""Hospitals keep a part of the model, a control variate and what was not sent."""
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_secure_sum_over_real_processes_is_that_of_one_process_bit_for_bit(tmp_path_factory):
-    over = merge(TABLES, SECURE)
+@pytest.mark.parametrize("settings", [SECURE, KEPT], ids=["secure sums", "what hospitals keep"])
+def test_over_real_processes_the_bits_are_those_of_one_process(tmp_path_factory, settings):
+    over = merge(TABLES, settings)
     here, there = (play(tmp_path_factory.mktemp(engine), engine, **over) for engine in ("local", "deploy"))
     assert sha256(here.model.weights) == sha256(there.model.weights)
     assert [record.answered for record in here.rounds] == [record.answered for record in there.rounds]
