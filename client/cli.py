@@ -388,7 +388,7 @@ def service(args: argparse.Namespace) -> int:
     )
     files = {f"{each.name}.service": services.unit(each) for each in (main, *([apart] if group else []))}
     options = f"--memory {memory}m --volume {folder}:/site"
-    files["Containerfile"] = services.containerfile("hospital", "/site", ["start", "/site"], options)
+    files["Containerfile.hospital"] = services.containerfile("hospital", "/site", ["start", "/site"], options)
     tell(args, files, services.told(files, args.out))
     return 0
 

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, Context
 
 from client.data import vault
 from client.worker import State
-from common import wire
+from common import sealing, wire
 from common.errors import DataError
 from common.messages import TRAIN, Request
 from common.secagg.keys import joined
@@ -122,10 +122,10 @@ class Sealed:
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); mend the folder's rights") from None
         start = len(MAGIC) + SALT
-        salt, bound = content[len(MAGIC) : start], self._bound(run)
+        cipher = vault.cipher_of(self.key, content[len(MAGIC) : start], MAGIC)
         try:
-            opened = vault.cipher_of(self.key, salt, MAGIC).decrypt(bytes(12), content[start:], bound)
-        except (InvalidTag, ValueError):
+            opened = b"".join(sealing.opened(BytesIO(content[start:]), cipher, self._bound(run)))
+        except InvalidTag:
             raise DataError(
                 f"{path}: damaged, or not sealed by this hospital for this run; restore it from a backup, or delete it to go on without what it held"
             ) from None
@@ -133,12 +133,18 @@ class Sealed:
 
     def _write(self, run: str, states: dict[int, State]) -> None:
         salt = os.urandom(SALT)
-        sealed = vault.cipher_of(self.key, salt, MAGIC).encrypt(bytes(12), _packed(states), self._bound(run))
+
+        def fill(file: BinaryIO) -> None:
+            file.write(MAGIC + salt)
+            sealed = sealing.Sealing(file, vault.cipher_of(self.key, salt, MAGIC), self._bound(run))
+            sealed.write(_packed(states))
+            sealed.close()
+
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise DataError(f"{self.folder}: cannot be made ({error.strerror}); mend the rights of the site") from None
-        vault.write(self._path(run), MAGIC + salt, iter([sealed]))
+        vault.write(self._path(run), fill)
 
     def _path(self, run: str) -> Path:
         return self.folder / f"{hashlib.sha256(run.encode()).hexdigest()}.sealed"

@@ -97,6 +97,11 @@ def first_event(config: RunConfig, task: Task) -> Event | None:
 
 def terms(hospital: Hospital, config: RunConfig, task: Task) -> Terms:
     """Return the terms under which a hospital trains in a run; errors as of `terms_of` and `units_of`."""
+    rows, most = rows_of(hospital.train), config.secure.examples
+    if config.privacy.shared and rows > most:
+        raise ConfigError(
+            f"secure.examples: {rows} training patients would weigh as {most}, and noise that is shared takes equal weights for all; raise it above the largest hospital"
+        )
     first, units = first_event(config, task), units_of(hospital, config)
     found = terms_of(config.privacy, config.training, config.rounds, len(units), (first,) if first else ())
     moved = config.training.learning_rate * found.event.noise_multiplier * found.clip_norm / found.sample
@@ -133,10 +138,6 @@ def shared_noise(hospital: Hospital, request: Request, reply: Reply, fewest: int
     if "control" in request.arrays or request.options["local-parts"]:
         raise ConfigError(
             "privacy.noise: 'shared' covers one vector that is summed, and control variates or local parts are more than that"
-        )
-    if reply.num_examples > config.secure.examples:
-        raise ConfigError(
-            f"secure.examples: {reply.num_examples} patients weigh as {config.secure.examples}, and noise that is shared takes equal weights for all; raise it above the largest hospital"
         )
     agreed = terms(hospital, config, task_of(config.task))
     source = Source(hospital.ledger.key(reply.texts[CHARGE]))

@@ -14,11 +14,12 @@ altered such that sums keep their meaning:
 - *Nothing but counts.* A sum of scores or losses would tell a label to the last digit, under a model that was made so that one patient alone stands out. So
   those sums are computed anew from the counts that leave, every score at the centre of its bin.
 
-*Guarantee*: of a model's judgement nothing leaves but functions of counts, each 0 or at least ``allow.smallest_cell``; no sum leaves in which a patient's own score or loss stands.
+*Guarantee*: of a model's judgement nothing leaves but functions of counts, each 0 or at least ``allow.smallest_cell``; no sum of it leaves in which a patient's own score or loss stands.
 
 *Edge cases*: a smallest cell of 1 changes nothing. Models of amounts, survival and rankings are judged by exact sums, with no counts to compute them from; those leave under a smallest cell of 1 alone. The place of a group is the bin of one of its patients, so that a model may be made to whom this shows, with
-a chance of one in the group's size, that somebody of a class is in some bin; and answers for different models differ. Both are bounded by the questions that the policy allows a day. The sums of
-columns (``task/...``) are of no model's making and leave as they are where enough patients stand behind them.
+a chance of one in the group's size, that somebody of a class is in some bin; and answers for different models differ. Both are bounded by the questions that the policy allows a day. The loss of
+training (``train/loss``) leaves as it is where metrics may: it never goes without the update, which is computed from the same patients' gradients and tells more of each of them than one sum of their losses; under a secure sum it lies in that sum, and
+under differential privacy it is 0. The sums of columns (``task/...``) are of no model's making and leave as they are where enough patients stand behind them.
 """
 
 import hashlib

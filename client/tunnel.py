@@ -44,6 +44,8 @@ BROKEN = (httpx.TransportError, ssl.SSLError)
 """What a broken line raises. Bytes that were damaged on their way fail TLS's check, which httpx hands on as it is."""
 IDLE_SECONDS = 15.0
 """How long a connection to the gateway without requests is kept; what stands between may forget it without a word."""
+AWAY_SECONDS = 60.0
+"""How long no request is left open at a gateway that does not take one, such as an earlier release's."""
 RENEW_SECONDS = 3600.0
 """How often the age of the hospital's certificate is looked at."""
 
@@ -79,6 +81,7 @@ class Tunnel:
         self._stopping = asyncio.Event()
         self._shown = identity.certificate.read_bytes()
         self._renewing: asyncio.Task[None] | None = None
+        self._staying: asyncio.Task[None] | None = None
         self._before: httpx.AsyncClient | None = None
         self._said = ""
 
@@ -93,6 +96,7 @@ class Tunnel:
     async def close(self) -> None:
         """End."""
         await relay.ended(self._renewing)
+        await relay.ended(self._staying)
         await self._client.aclose()
         if self._before:
             await self._before.aclose()
@@ -126,6 +130,8 @@ class Tunnel:
             await relay.answer(send, 503)
         else:
             self._say_answered(response)
+            if path in (relay.ENTER, relay.BEAT) and response.is_success and not self._staying:
+                self._staying = asyncio.create_task(self._stay())
             await relay.hand_back(response, send)
 
     async def _reach(self, path: str, body: Body, scope: Scope) -> httpx.Response:
@@ -142,6 +148,17 @@ class Tunnel:
                 self._say(self._explained(error))
             await self._sleep(random.uniform(pause / 2, pause))  # noqa: S311 - spreads attempts, hides nothing
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _stay(self) -> None:
+        """Keep a request open at the gateway for as long as this process lives, and make it anew where it ends; Flower's node is in."""
+        while True:
+            request, pause = relay.request(self._gateway + relay.STAY, [], b"", TIMEOUT), LONGEST_PAUSE
+            try:
+                taken = (await self._client.send(request)).is_success
+                pause = FIRST_PAUSE if taken else AWAY_SECONDS
+            except BROKEN:
+                pass  # the node's own requests say so
+            await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - spreads attempts, hides nothing
 
     async def _sleep(self, seconds: float) -> None:
         try:
@@ -202,6 +219,9 @@ class Tunnel:
         if self._before:
             await self._before.aclose()
         self._before, self._client, self._shown = self._client, client_of(self._gateway, context), shown
+        if self._staying:
+            await relay.ended(self._staying)
+            self._staying = asyncio.create_task(self._stay())
 
 
 def _check_route(method: str, path: str) -> None:

@@ -1,8 +1,7 @@
 """Backups: all of a folder in one file, and back. Whole or not at all in both directions, 0600, and nothing that is read is believed.
 
 A backup is a plain tar (ustar, regular files alone), whose last file is `MANIFEST`: what it is a backup of, and the SHA-256 of every file. Under a passphrase it is sealed: a
-line of magic, one line of JSON (parameters and salt of Argon2id), and the tar in chunks of AES-256-GCM, numbered, the last of them marked (STREAM, Hoang et al. 2015), so
-that a chunk that was changed, moved or cut off is refused.
+line of magic, one line of JSON (parameters and salt of Argon2id), and the tar in the chunks of `common.sealing`, bound to these lines.
 
 *Guarantee.* Sealed, whoever lacks the passphrase learns the length, and can change nothing unseen. Unsealed, damage is found, but not who altered what on purpose.
 *Edge cases.* Links are refused both ways. A file cannot be larger than the backup that holds it, since nothing is compressed.
@@ -28,12 +27,13 @@ from urllib.parse import quote
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from common import certificates, keys
+from common import certificates, keys, sealing
 from common.errors import DataError, UsageError
+from common.sealing import CHUNK, Sealing
 
 SEALED = b"fedward sealed backup 1\n"
 MANIFEST = "fedward-backup.json"
-CHUNK, TAG, BLOCK = 1 << 20, 16, 512
+BLOCK = 512
 MOST_FILES, LONGEST_MANIFEST = 100_000, 32 << 20
 LARGEST_SEALED_HEADER = 1024
 PART = "restoring"
@@ -109,7 +109,7 @@ def write(folder: Path, file: Path, kind: Kind, name: str, passphrase: str | Non
         raise UsageError(f"{file}: lies in the folder that is backed up; choose a place outside of it")
     readings = kind.readings or {}
     with _new_file(file) as out:
-        sink = out if passphrase is None else _Sealing(out, passphrase)
+        sink = out if passphrase is None else _sealing(out, passphrase)
         digests = {}
         for path in _files(folder, kind):
             inside = path.relative_to(folder).as_posix()
@@ -119,7 +119,7 @@ def write(folder: Path, file: Path, kind: Kind, name: str, passphrase: str | Non
         manifest = json.dumps({**facts, "files": digests}, ensure_ascii=False, indent=1).encode()
         _append(sink, MANIFEST, BytesIO(manifest), len(manifest))
         sink.write(bytes(2 * BLOCK))
-        if isinstance(sink, _Sealing):
+        if isinstance(sink, Sealing):
             sink.close()
     return len(digests)
 
@@ -296,33 +296,15 @@ class _Source:
         return DataError(f"{self._what}: damaged, or no backup of Fedward's; take another one")
 
 
-class _Sealing:
-    """Writes in sealed chunks."""
-
-    def __init__(self, out: BinaryIO, passphrase: str) -> None:
-        if not passphrase:
-            raise UsageError("the passphrase is empty; type one, or leave it out to keep the backup unsealed")
-        salt = os.urandom(16)
-        header = {"kdf": "argon2id", **keys.COST, "cipher": "aes-256-gcm", "salt": keys.to_text(salt)}
-        self._start = SEALED + json.dumps(header).encode() + b"\n"
-        self._cipher = AESGCM(keys.derive(passphrase, salt, keys.COST))
-        self._out, self._number, self._rest = out, 0, bytearray()
-        out.write(self._start)
-
-    def write(self, data: bytes) -> None:
-        """Take bytes; they are written when there are enough for a chunk and one more."""
-        self._rest += data
-        while len(self._rest) > CHUNK:
-            self._seal(bytes(self._rest[:CHUNK]), last=False)
-            del self._rest[:CHUNK]
-
-    def close(self) -> None:
-        """Write the last chunk."""
-        self._seal(bytes(self._rest), last=True)
-
-    def _seal(self, chunk: bytes, *, last: bool) -> None:
-        self._out.write(self._cipher.encrypt(_nonce(self._number, last=last), chunk, self._start))
-        self._number += 1
+def _sealing(out: BinaryIO, passphrase: str) -> Sealing:
+    """Begin a sealed backup."""
+    if not passphrase:
+        raise UsageError("the passphrase is empty; type one, or leave it out to keep the backup unsealed")
+    salt = os.urandom(16)
+    header = {"kdf": "argon2id", **keys.COST, "cipher": "aes-256-gcm", "salt": keys.to_text(salt)}
+    start = SEALED + json.dumps(header).encode() + b"\n"
+    out.write(start)
+    return Sealing(out, AESGCM(keys.derive(passphrase, salt, keys.COST)), start)
 
 
 def _pieces(file: BinaryIO, passphrase: str | None, what: str) -> Iterator[bytes]:
@@ -343,18 +325,10 @@ def _pieces(file: BinaryIO, passphrase: str | None, what: str) -> Iterator[bytes
         cipher = AESGCM(keys.derive(passphrase, keys.from_text(header["salt"]), keys.cost_of(header)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{what}: damaged, or no backup of Fedward's; take another one") from None
-    number, chunk = 0, file.read(CHUNK + TAG)
-    while chunk:
-        after = file.read(CHUNK + TAG)
-        try:
-            yield cipher.decrypt(_nonce(number, last=not after), chunk, SEALED + line)
-        except InvalidTag:
-            raise UsageError(f"{what}: wrong passphrase, or the file is damaged; type it again") from None
-        number, chunk = number + 1, after
-
-
-def _nonce(number: int, *, last: bool) -> bytes:
-    return number.to_bytes(11, "big") + bytes([last])
+    try:
+        yield from sealing.opened(file, cipher, SEALED + line)
+    except InvalidTag:
+        raise UsageError(f"{what}: wrong passphrase, or the file is damaged; type it again") from None
 
 
 @contextmanager

@@ -47,8 +47,12 @@ FLEET = frozenset(
     )
 )
 """Flower's routes for a node that has been registered. Registering is the coordinator's business."""
+ENTER, BEAT = "/v1/fleet/activate-node", "/v1/fleet/send-node-heartbeat"
+"""Those of them by which Flower learns that a node is there."""
 RENEW = "/fedward/renew"
 """The gateway's own route for a certificate that is about to expire."""
+STAY = "/fedward/stay"
+"""The gateway's own route for a request that stays open: by its end the gateway sees at once that a hospital, or the line to it, is gone."""
 NODE_KEY = b"flwr-public-key"
 ASKED = frozenset(
     (

@@ -104,7 +104,7 @@ def containerfile(role: str, inside: str, start: Sequence[str], run: str) -> str
     """Write a file from which an image is built that runs as nobody in particular; ``run`` are the options of its kind."""
     return f"""\
 # The wheels, where there is a registry:   pip wheel --wheel-dir wheels fedward
-# The image, without one:                  podman build --build-arg BASE=IMAGE --tag fedward-{role} --file Containerfile .
+# The image, without one:                  podman build --build-arg BASE=IMAGE --tag fedward-{role} --file Containerfile.{role} .
 #   IMAGE is one that you trust, with Python 3.11 or later as python3.
 # It runs with all rights dropped, on nothing but its volume; a secret named passphrase opens sealed keys (--secret passphrase):
 #   podman run --read-only --tmpfs /tmp --cap-drop all --security-opt no-new-privileges --userns keep-id:uid={IMAGE_USER.replace(":", ",gid=")} {run} fedward-{role}

@@ -388,7 +388,7 @@ def service(args: argparse.Namespace) -> int:
     options = f"--publish {port}:{port} --volume {folder}:/federation"
     files = {
         f"{main.name}.service": services.unit(main),
-        "Containerfile": services.containerfile("server", "/federation", inside, options),
+        "Containerfile.server": services.containerfile("server", "/federation", inside, options),
     }
     tell(args, files, services.told(files, args.out))
     return 0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from common import deployment, flower, health, keys, relay, supervise
 from common.deployment import Control, Task, Tasks
-from common.errors import FedwardError, Unreachable
+from common.errors import FedwardError, Unreachable, UsageError
 from common.supervise import Program, Supervisor, free_port, until_stopped
 from server import watch
 from server.plan import Plan
@@ -28,7 +28,9 @@ RUN = "run"
 """The folder within a federation's own in which its programs meet."""
 RUNS = "runs"
 """The folder of the runs that a process of this machine is the ServerApp of, each by Flower's number."""
-TAKE_SECONDS = 20.0
+START_SECONDS = 120.0
+"""How long a program may take until it answers: some seconds, but where others use the machine."""
+TAKE_SECONDS = 60.0
 """How long a run that was begun may take until it can be taken up."""
 
 _log = logging.getLogger(__name__)
@@ -81,7 +83,7 @@ def start(
     place, known = place_of(federation), set[str]()
     advice = f"; 'fedward server stop {federation.folder}' ends it"
     with supervise.stopping() as stopped, supervise.marked(place.folder, advice) as note:
-        relay.listen(host, port).close()  # the gateway is another process, whose log nobody may be looking at
+        _wait_for_port(host, port, stopped)
         supervisor = Supervisor(programs(place, federation, host, port))
         figures = partial(watch.figures, federation, partial(online, federation))
         with health.answering(place.folder, supervisor.states, figures, health_port), supervisor:
@@ -98,6 +100,23 @@ def start(
                 let_in(place, federation, known)
 
             until_stopped(supervisor, look, stopped=stopped)
+
+
+def _wait_for_port(host: str, port: int, stopped: Sequence[int]) -> None:
+    """Wait until nobody listens there: the programs of a coordinator that was killed end by themselves, which takes some seconds.
+
+    Here and not in the gateway, which is another process, whose log nobody may be looking at.
+    """
+    end = time.monotonic() + supervise.GRACE
+    while not stopped:
+        try:
+            relay.listen(host, port).close()
+        except UsageError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+        else:
+            return
 
 
 def running(federation: Federation) -> int | None:
@@ -157,7 +176,7 @@ def superlink(place: Place, token: Path) -> Program:
     return Program("superlink", command, place.folder / "superlink.log", {"FLWR_HOME": str(place.folder / "flower")})
 
 
-def wait_for_flower(place: Place, seconds: float = 30.0, stopped: Sequence[int] = ()) -> None:
+def wait_for_flower(place: Place, seconds: float = START_SECONDS, stopped: Sequence[int] = ()) -> None:
     """Wait until the SuperLink answers, or there is something in ``stopped``.
 
     Raises
@@ -179,7 +198,9 @@ def wait_for_flower(place: Place, seconds: float = 30.0, stopped: Sequence[int] 
             return
 
 
-def wait_for_door(place: Place, host: str, port: int, stopped: Sequence[int] = (), seconds: float = 30.0) -> None:
+def wait_for_door(
+    place: Place, host: str, port: int, stopped: Sequence[int] = (), seconds: float = START_SECONDS
+) -> None:
     """Wait until the gateway listens, or there is something in ``stopped``; errors as of `wait_for_flower`."""
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing is bound here
     end = time.monotonic() + seconds

@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -34,8 +34,8 @@ from server.superlink import NEWS
 
 PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
 PART = "/v1/fleet/pull-object"
-ENTER, LEAVE = "/v1/fleet/activate-node", "/v1/fleet/deactivate-node"
-ALIVE = frozenset(f"/v1/fleet/{name}" for name in ("activate-node", "deactivate-node", "send-node-heartbeat"))
+LEAVE = "/v1/fleet/deactivate-node"
+ALIVE = frozenset((relay.ENTER, relay.BEAT, LEAVE))
 """Routes that say nothing of whether a message has arrived."""
 
 KEPT = relay.ANSWERED - {b"content-length"}
@@ -56,6 +56,11 @@ PART_SECONDS, PART_PAUSE = 5.0, 0.02
 MOST_TIMES = 3
 """How often a message is handed out to a node that never does anything with it."""
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+STAY_SECONDS = 600.0
+"""How long a request that stays open does so, until it is made anew."""
+LOST_SECONDS = 10.0
+"""How long nothing may come from a hospital whose requests have all ended with their connections, until Flower is told that its node has left; Flower itself would
+notice after a minute. A line that was cut for 5 s is back by then."""
 MEMBER_SECONDS = 5.0
 """How often it is asked, while a request is under way, whether its sender is still a member."""
 REFRESH_SECONDS = 3600.0
@@ -95,14 +100,25 @@ class _Handed:
 
 @dataclass
 class _Line:
-    """What is remembered of a member: its requests under way, whether a renewal is one, how often it asked for messages and how many of these questions wait, a message that it may not have received, its node's number."""
+    """What is remembered of a member."""
 
     busy: int = 0
+    """Its requests under way."""
+    begun: int = 0
+    """All that ever began."""
     renewing: bool = False
     asked: int = 0
+    """How often its node asked for messages."""
     waiting: int = 0
+    """How many of these questions wait."""
     handed: _Handed | None = None
+    """A message that it may not have received."""
     node: int = 0
+    """Its node's number in Flower."""
+    signed: list[Header] = field(default_factory=list)
+    """What its node signed last."""
+    left: bool = False
+    """Whether Flower was told that this node has left."""
 
 
 class Gateway:
@@ -116,7 +132,8 @@ class Gateway:
         self._lines: defaultdict[str, _Line] = defaultdict(_Line)
         self._held = 0
         self._asking: set[asyncio.Task[Any]] = set()
-        self._stopping = False
+        self._looking: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
         self._news = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
         # The way to the SuperLink is loopback: no proxy of the environment has a part in it.
@@ -129,12 +146,13 @@ class Gateway:
 
     async def stop(self) -> None:
         """Answer the nodes that wait."""
-        self._stopping = True
+        self._stopping.set()
         self._wake()
 
     async def close(self) -> None:
         """End."""
-        await relay.ended(self._listening)
+        for task in (self._listening, *self._looking):
+            await relay.ended(task)
         await asyncio.gather(*self._asking, return_exceptions=True)
         await self._client.aclose()
 
@@ -196,6 +214,9 @@ class Gateway:
             with _at_once(line), _alone(line):
                 csr = await Body(scope, receive, certificates.LARGEST).whole()
                 await relay.answer(send, 200, await self._renewed(member, csr, scope[relay.CERTIFICATE]))
+        elif (method, path) == ("POST", relay.STAY):
+            with _at_once(line):
+                await self._stay(member, line, Body(scope, receive, 0), send)
         elif method == "POST" and path in relay.FLEET:
             with _at_once(line):
                 await self._fleet(member, line, path, scope, receive, send)
@@ -217,6 +238,11 @@ class Gateway:
             raise Refused(403, "another node key than was enrolled with this certificate")
         if path not in ALIVE | {PULL}:
             line.handed = None
+        line.signed = [(name, value) for name, value in headers if name != b"content-length"]
+        if line.left:
+            line.left = False
+            if path not in ALIVE:
+                await self._say_for(line, relay.BEAT, _beating(line.node))
         body = Body(scope, receive, self._limit if path not in (PULL, PUSH, PART) else min(SMALL, self._limit))
         if path == PULL:
             question = await body.whole()
@@ -224,7 +250,7 @@ class Gateway:
             await body.wait_for(self._pull(line, scope, headers, question, send))
         elif path == PART:
             await body.wait_for(self._part(headers, await body.whole(), send))
-        elif path == ENTER:
+        elif path == relay.ENTER:
             await body.wait_for(self._enter(line, headers, await body.whole(), send))
         else:
             content: Any = _own_answers(await body.whole()) if path == PUSH else body.pieces()
@@ -238,11 +264,43 @@ class Gateway:
     async def _enter(self, line: _Line, headers: list[Header], content: bytes, send: Send) -> None:
         """Let a node in. Where it was in already, that was a process which ended without a word: Flower would refuse this one for a minute."""
         if line.node:
-            signed = [(name, value) for name, value in headers if name != b"content-length"]
-            with _reached():
-                await self._client.send(self._request(LEAVE, signed, _leaving(line.node)))
+            await self._say_for(line, LEAVE, _leaving(line.node))
             line.node = 0
-        await self._pass_on(ENTER, headers, content, send)
+        await self._pass_on(relay.ENTER, headers, content, send)
+
+    async def _stay(self, member: Member, line: _Line, body: Body, send: Send) -> None:
+        """Keep a request open for as long as its sender does; where that one ends with its connection, look whether the hospital comes back."""
+        await body.whole()
+        try:
+            await body.wait_for(self._stopped_within(STAY_SECONDS))
+            await relay.answer(send, 200)
+        finally:
+            task = asyncio.create_task(self._look_for(member, line))
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+
+    async def _stopped_within(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    async def _look_for(self, member: Member, line: _Line) -> None:
+        """Tell Flower that a hospital's node has left where nothing comes from there any more; a line that is cut for short is no loss."""
+        begun = -1
+        while begun != line.begun:
+            begun = line.begun
+            await asyncio.sleep(LOST_SECONDS)
+            if line.busy:
+                return
+        if line.node and not line.left:
+            line.left = True
+            _log.warning("%r is gone: nothing came for %g s after its connections had ended", member.name, LOST_SECONDS)
+            with suppress(Refused):
+                await self._say_for(line, LEAVE, _leaving(line.node))
+
+    async def _say_for(self, line: _Line, path: str, content: bytes) -> None:
+        """Say something to Flower in the name of a node, with what it signed last, which counts for 300 s."""
+        with _reached():
+            await self._client.send(self._request(path, line.signed, content))
 
     async def _part(self, headers: list[Header], content: bytes, send: Send) -> None:
         """Hand out a part of a message; a message is announced before its parts have arrived."""
@@ -269,7 +327,7 @@ class Gateway:
             while True:
                 news = self._news
                 found = await self._ask(line, headers, content)
-                over = self._stopping or line.asked != asked or time.monotonic() > end
+                over = self._stopping.is_set() or line.asked != asked or time.monotonic() > end
                 if over or found.content or not found.is_success:
                     break
                 with suppress(TimeoutError):
@@ -350,6 +408,7 @@ def _at_once(line: _Line) -> Iterator[None]:
         # Not 429: Flower's node ends at that, and tries again at 503.
         raise Refused(503, f"more than {AT_ONCE} requests at once")
     line.busy += 1
+    line.begun += 1
     try:
         yield
     finally:
@@ -420,6 +479,16 @@ def _leaving(node: int) -> bytes:
     from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 
     return bytes(DeactivateNodeRequest(node_id=node).SerializeToString())
+
+
+def _beating(node: int) -> bytes:
+    """Return what a node says that is there."""
+    from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+    from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+    from flwr.proto.node_pb2 import Node
+
+    request = SendNodeHeartbeatRequest(node=Node(node_id=node), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+    return bytes(request.SerializeToString())
 
 
 def _end_of_life(content: bytes) -> float:

@@ -386,10 +386,12 @@ def _privacy_left(record: Record) -> str:
         if is_secure(record)
         else ""
     )
+    codec = settings.get("update.codec", "float32")
+    written = "as whole numbers modulo 2^32, masked" if is_secure(record) else f"as {codec}"
     return (
         f"## What left each hospital\n\n{masked}"
-        f"- **Update vectors**: in every round it took part in, how its training changed the shared model: up to {record['parameters']:,} numbers, "
-        f"written as {settings.get('update.codec', 'float32')}. {answers:,} answers in {len(record['rounds']):,} rounds.\n"
+        f"- **Update vectors**: in every round it took part in, how its training changed the shared model: {'up to ' * (codec == 'topk')}{record['parameters']:,} numbers, "
+        f"written {written}. {answers:,} answers in {len(record['rounds']):,} rounds.\n"
         f"{controls}"
         f"{_privacy_sums(record, settings)}"
         f"{_privacy_judged(record)}\n\n"

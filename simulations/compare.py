@@ -13,11 +13,14 @@ import numpy as np
 from common.config import flatten
 from common.errors import UsageError, nearest
 from common.intervals import UNDEFINED, Estimate
+from common.tasks import SWITCHES
 from simulations import cards, words
 from simulations.cards import APPROACHES, Record
 from simulations.report import load
 
 VIEWS = {"pooled": "pooled", "hospitals": "mean of hospitals"}
+OFF = ("inf", "False")
+"""What the switch of a part is where the part is switched off."""
 _LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -259,12 +262,19 @@ def _check_same(what: str, values: Sequence[Any], folders: Sequence[Path]) -> No
 def _groups(records: Sequence[Record], metric: str) -> Iterable[Group]:
     tables = [_settings(record) for record in records]
     names = sorted({name for settings in tables for name in settings})
-    differing = [name for name in names if len({settings.get(name, "–") for settings in tables}) > 1]
+    differing = [name for name in names if _differs(name, tables)]
     members: dict[tuple[tuple[str, str], ...], list[Record]] = {}
     for record, settings in zip(records, tables, strict=True):
         members.setdefault(tuple((name, settings.get(name, "–")) for name in differing), []).append(record)
     for key, group in members.items():
         yield _group(key, sorted(group, key=lambda record: int(record["seed"])), metric)
+
+
+def _differs(name: str, tables: Sequence[Mapping[str, str]]) -> bool:
+    """Tell whether runs differ in a setting; those in which its part is switched off do not count."""
+    given = [settings[name] for settings in tables if name in settings]
+    absent = len(given) < len(tables) and name.partition(".")[0] not in SWITCHES
+    return len(set(given)) + absent > 1
 
 
 def _group(settings: tuple[tuple[str, str], ...], records: Sequence[Record], metric: str) -> Group:
@@ -278,7 +288,11 @@ def _group(settings: tuple[tuple[str, str], ...], records: Sequence[Record], met
 
 
 def _settings(record: Record) -> dict[str, str]:
-    return {name: _one_line(value) for name, value in flatten(record["config"]).items() if name != "seed"}
+    """Return a run's settings that had an effect: of a part that was switched off, the switch alone."""
+    settings = {name: _one_line(value) for name, value in flatten(record["config"]).items() if name != "seed"}
+    switches = {f"{part}.{switch}" for part, switch in SWITCHES.items()}
+    off = tuple(f"{part}." for part, switch in SWITCHES.items() if settings.get(f"{part}.{switch}") in OFF)
+    return {name: value for name, value in settings.items() if name in switches or not name.startswith(off)}
 
 
 def _without_repeats(records: Sequence[Record]) -> tuple[list[Record], list[str]]:

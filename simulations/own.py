@@ -113,7 +113,7 @@ def _module(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # the user's own code may raise anything, and the line it is told in says what
         raise UsageError(f"{path}: does not run: {type(error).__name__}: {error}") from error
     return module
 

@@ -97,6 +97,10 @@ def find(word: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise UsageError(f"{path}: cannot be read as a scenario file ({reason})") from None
+    if path.suffix == ".py" and not path.is_file():
+        raise UsageError(
+            f"{word}: there is no such file; 'fedward template KIND {word}' writes one with a task to begin from"
+        )
     if path.suffix == ".py":
         raise UsageError(f"{word}: a file of tasks; name the task in it too, for example {word}:task")
     if word not in names():

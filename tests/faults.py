@@ -1,9 +1,11 @@
 """The fault matrix: what each row asks for, which tests show it, and the table of their verdicts.
 
 A test that shows a row is marked ``@pytest.mark.fault(5, passes_when="nothing is counted twice")``. ``python -m pytest -m fault --fault-table docs/faults.md``
-runs them all, quick and slow, and writes the table.
+runs them all, quick and slow, and writes the table; with ``--fault-row 5`` it runs the tests of that row, and what the page says of the other rows stays.
 """
 
+import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +43,6 @@ ROWS = {
     7: Row(
         "1 Mbit/s and 200 ms, with an update of 60 MB",
         "completes; the others are not held beyond the deadline of stragglers",
-        "no test sends that much over so slow a line; it would take eight minutes",
     ),
     8: Row("a request is replayed or duplicated", "ignored, and in the audit log"),
     9: Row(
@@ -59,7 +60,6 @@ ROWS = {
     12: Row(
         "a clock 10 minutes off, or jumping",
         "the check before the start warns, then refuses with the skew in the message; durations use a monotonic clock",
-        "no test turns the clock under a run",
     ),
     13: Row(
         "a disk that is full or read-only",
@@ -83,7 +83,6 @@ ROWS = {
     19: Row(
         "upgrade and rollback with a run under way",
         "refused or resumed; old records stay readable",
-        "there is one release so far",
     ),
     20: Row(
         "500 rounds in one process, 60 rounds of real processes",
@@ -97,10 +96,15 @@ def pytest_addoption(parser):
     parser.addoption(
         "--fault-table", metavar="FILE", type=Path, help="with '-m fault' alone: write the fault matrix's verdicts"
     )
+    parser.addoption(
+        "--fault-row", metavar="N", type=int, choices=ROWS, help="with --fault-table: run this row and keep the others"
+    )
 
 
 def pytest_configure(config):
-    path = config.getoption("fault_table")
+    path, row = config.getoption("fault_table"), config.getoption("fault_row")
+    if row and path is None:
+        raise pytest.UsageError("--fault-row: expected --fault-table FILE beside it")
     if path is None or hasattr(config, "workerinput"):
         return
     chosen = config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.keyword
@@ -109,14 +113,18 @@ def pytest_configure(config):
         raise pytest.UsageError(
             "--fault-table: expected every fault test and no other: python -m pytest -m fault --fault-table FILE"
         )
-    config.pluginmanager.register(Table(path))
+    config.pluginmanager.register(Table(path, row))
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Let a test's reports say what it shows; so they do also where another process runs it."""
     for item in items:
         for mark in item.iter_markers("fault"):
             item.user_properties.append(("fault", _shown(*mark.args, **mark.kwargs)))
+    if row := config.getoption("fault_row"):
+        others = [item for item in items if row not in [mark.args[0] for mark in item.iter_markers("fault")]]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 def _shown(row, passes_when=""):
@@ -127,13 +135,14 @@ def _shown(row, passes_when=""):
 
 @dataclass
 class Shown:
-    """What became of a test that shows a row, all of its parameters together."""
+    """What became of a test that shows a row, all of its parameters together, and on which day."""
 
     words: str
     cases: int = 0
     failed: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    day: str = ""
 
     @property
     def verdict(self) -> str:
@@ -143,20 +152,22 @@ class Shown:
 
 
 class Table:
-    """Collects what tests report, and writes it when all have run."""
+    """Collects what tests report, and writes it when all have run. With a ``row``, only that one is new, and the page has told of the others before."""
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, row: int = 0):
+        self._path, self._only, self._day = path, row, time.strftime("%Y-%m-%d", time.gmtime())
         self._tests: dict[tuple[int, str], Shown] = {}
+        if row and path.exists():
+            self._tests = {key: shown for key, shown in told(path.read_text(encoding="utf-8")) if key[0] != row}
 
     def pytest_runtest_logreport(self, report):
         for name, value in report.user_properties:
-            if name == "fault":
+            if name == "fault" and self._only in {0, value[0]}:
                 self._add(report, *value)
 
     def _add(self, report, row, words):
         file, *_, test = report.nodeid.partition("[")[0].split("::")
-        shown = self._tests.setdefault((row, f"`{file}::{test}`"), Shown(words))
+        shown = self._tests.setdefault((row, f"`{file}::{test}`"), Shown(words or ROWS[row].passes_when, day=self._day))
         shown.cases += report.when == "setup"
         shown.failed += report.failed or hasattr(report, "wasxfail")
         shown.skipped += report.skipped
@@ -172,8 +183,8 @@ class Table:
         lines += [f"- {number}, {row.fault}: {row.missing}." for number, row in ROWS.items() if row.missing]
         lines += TESTS
         for (number, test), shown in sorted(self._tests.items()):
-            words = shown.words or ROWS[number].passes_when
-            lines.append(f"| {number} | {words} | {test} | {shown.cases} | {shown.verdict} | {shown.seconds:.1f} |")
+            figures = f"{shown.cases} | {shown.verdict} | {shown.seconds:.1f} | {shown.day}"
+            lines.append(f"| {number} | {shown.words} | {test} | {figures} |")
         return "\n".join(lines) + "\n"
 
     def _row(self, number: int) -> str:
@@ -181,6 +192,19 @@ class Table:
         cases, seconds = sum(shown.cases for shown in tests), sum(shown.seconds for shown in tests)
         verdict = _verdict(row, {shown.verdict for shown in tests})
         return f"| {number} | {row.fault} | {row.passes_when} | {verdict} | {cases} | {seconds:.1f} |"
+
+
+LINE = re.compile(r"\| (\d+) \| (.+) \| (`.+`) \| (\d+) \| (\w+) \| ([\d.]+) \| ([\d-]+) \|")
+
+
+def told(page):
+    """Yield what a page says of each test, by row and test."""
+    for line in page.splitlines():
+        if match := LINE.fullmatch(line):
+            row, words, test, cases, verdict, seconds, day = match.groups()
+            shown = Shown(words, int(cases), verdict == "failed", verdict == "skipped", float(seconds), day)
+            if int(row) in ROWS:
+                yield (int(row), test), shown
 
 
 def _verdict(row: Row, verdicts: set[str]) -> str:
@@ -197,8 +221,10 @@ HEAD = (
     "What goes wrong, what has to happen then, and whether it did. A row has passed when all of its tests have. Written on one machine by",
     "",
     "```sh",
-    "python -m pytest -m fault --fault-table docs/faults.md",
+    "python -m pytest -m fault -n 0 --fault-table docs/faults.md",
     "```",
+    "",
+    "or row by row (`--fault-row 5` beside it), which keeps what the page says of the others; each test has the day on which it ran. Seconds include what a test starts and stops.",
     "",
     "| # | fault | passes when | verdict | cases | seconds |",
     "|---|---|---|---|---|---|",
@@ -208,6 +234,6 @@ TESTS = (
     "",
     "## The tests",
     "",
-    "| # | shows | test | cases | verdict | seconds |",
-    "|---|---|---|---|---|---|",
+    "| # | shows | test | cases | verdict | seconds | on |",
+    "|---|---|---|---|---|---|---|",
 )

@@ -63,7 +63,21 @@ def test_every_test_stands_in_it_once_with_its_cases():
     for when in ("setup", "call", "teardown"):
         for _ in range(3):
             table.pytest_runtest_logreport(report("passed", when=when))
-    assert "| 5 | it goes on | `tests/test_x.py::test_it` | 3 | passed | 4.5 |" in table.text()
+    assert "| 5 | it goes on | `tests/test_x.py::test_it` | 3 | passed | 4.5 | 20" in table.text()
+
+
+def test_a_row_that_is_run_anew_replaces_what_was_said_of_it_and_of_no_other(tmp_path):
+    path, before = tmp_path / "faults.md", Table(Path())
+    for each in (report("failed", 5), report("passed", 6), report("skipped", 6, "test_other"), report("failed", 8)):
+        before.pytest_runtest_logreport(each)
+    path.write_text(before.text())
+    table = Table(path, 5)
+    table.pytest_runtest_logreport(report("passed", 5, "test_new"))
+    table.pytest_runtest_logreport(report("failed", 6))  # a test that shows two rows
+    lines = set(table.text().splitlines()) ^ set(before.text().splitlines())
+    assert {line.split(" | ")[0] for line in lines} == {"| 5"}
+    assert sum("test_new" in line for line in lines) == 1
+    assert Table(path, 7).text() == before.text()
 
 
 @pytest.mark.parametrize("words", [["-m", "slow"], ["-m", "fault", "-k", "x"], ["-m", "fault", "tests/test_docs.py"]])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +27,7 @@ HEAVY = ("tensorflow", "keras", "sklearn", "scipy", "pandas", "matplotlib", "ray
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))] + [ROOT / "fedward.py"]
 
 
+@cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -88,11 +90,29 @@ def test_help_imports_nothing_heavy(words):
     assert "usage: fedward" in done.stdout
 
 
-def test_no_other_distribution_ships_our_packages(monkeypatch):
+@pytest.mark.parametrize(
+    ("file", "listed", "package"),
+    [
+        ("RECORD", "something/__init__.py,sha256=0,1\ncommon/deep/er.py,,\n", "common"),
+        ("RECORD", "client.py,sha256=0,1\n", "client"),
+        ("top_level.txt", "something\nserver\n", "server"),
+        ("RECORD", "something/common/x.py,,\ncommonly/x.py,,\nserver/x.txt,,\nclients.py,,\n", None),
+        ("top_level.txt", "something\ncommonly\n", None),
+    ],
+)
+def test_no_other_distribution_ships_our_packages(file, listed, package, tmp_path, monkeypatch):
     fedward.check_installation()
-    owners = {"common": ["fedward", "something-else"]}
-    monkeypatch.setattr(metadata, "packages_distributions", lambda: owners)
-    with pytest.raises(FedwardError, match=r"'something-else' also ships a package 'common'"):
+    other = tmp_path / "something_else-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: something-else\nVersion: 1.0\n")
+    (other / file).write_text(listed)
+    monkeypatch.syspath_prepend(tmp_path)
+    # The standard library's own answer, which is slower.
+    assert ("something-else" in metadata.packages_distributions().get(package, ())) == (package is not None)
+    if package:
+        with pytest.raises(FedwardError, match=f"'something-else' also ships a package '{package}'"):
+            fedward.check_installation()
+    else:
         fedward.check_installation()
 
 

@@ -158,9 +158,9 @@ def _csv(source: Path, mapping: DataMapping, draft: Draft) -> Sheet:
     ragged = [line for line, row in zip(lines, rows, strict=True) if len(row) != len(header)]
     if ragged:
         more = f" (and {len(ragged) - 1} more rows)" if len(ragged) > 1 else ""
-        raise DataError(
-            f"row {ragged[0]}{more}: expected {len(header)} cells, as in the header; is the delimiter {delimiter!r} right?"
-        )
+        cut = ragged == lines[-1:] and not content.endswith("\n")
+        hint = "the file ends within that row; copy it again" if cut else f"is the delimiter {delimiter!r} right?"
+        raise DataError(f"row {ragged[0]}{more}: expected {len(header)} cells, as in the header; {hint}")
     return Sheet([name.strip() for name in header], rows, lines)
 
 

@@ -1,9 +1,8 @@
 """The hospital's rows at rest: one encrypted file, opened in memory only.
 
-The file is a line of magic, the header as one line of JSON, and chunks of AES-256-GCM (NIST SP 800-38D). Guarantee: whoever lacks the key learns the header
+The file is a line of magic, the header as one line of JSON, and the chunks of `common.sealing`, bound to both. Guarantee: whoever lacks the key learns the header
 (task, site, counts of rows and patients) and the file's length, and can change nothing unseen. Each file has a key of its own, derived from the site's key
-and a random salt (HKDF-SHA-256, RFC 5869), so a chunk's nonce may be its number; the nonce also marks the last chunk (STREAM, Hoang et al. 2015), and every
-chunk is bound to the header. So chunks that are cut off, moved or taken from another file are refused.
+and a random salt (HKDF-SHA-256, RFC 5869).
 
 Edge cases: an older vault of the same site and task, put back whole, is not noticed. Rows are in memory, in the clear, while the worker holds them.
 """
@@ -13,11 +12,12 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -28,14 +28,13 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from client.data import schema
 from client.data.deidentify import check_key, keyed
 from client.data.split import PARTS, Parts
+from common import sealing
 from common.errors import DataError
 from common.tasks.task import Array, Task
 
 MAGIC = b"fedward vault\n"
 PURPOSE = b"fedward vault 1"
 VERSION = 1
-CHUNK = 1 << 20
-TAG = 16
 ALIGN = 16
 LONGEST_HEADER = 64 * 1024
 
@@ -70,13 +69,15 @@ def seal(path: Path, parts: Parts, task: Task, key: bytes, site: str) -> Header:
     size = sum(len(buffer) for buffer in buffers)
     header = Header(VERSION, task.name, schema.digest(task), site, parts.counts(), size, salt, _name_of(key))
     start = MAGIC + json.dumps(asdict(header), ensure_ascii=False, sort_keys=True).encode() + b"\n"
-    cipher, bound = cipher_of(key, bytes.fromhex(salt), PURPOSE), hashlib.sha256(start).digest()
-    last = _chunks(size) - 1
-    sealed = (
-        cipher.encrypt(_nonce(number, last=number == last), chunk, bound)
-        for number, chunk in enumerate(_cut(buffers, size))
-    )
-    write(path, start, sealed)
+
+    def fill(file: BinaryIO) -> None:
+        file.write(start)
+        sealed = sealing.Sealing(file, cipher_of(key, bytes.fromhex(salt), PURPOSE), hashlib.sha256(start).digest())
+        for buffer in buffers:
+            sealed.write(buffer)
+        sealed.close()
+
+    write(path, fill)
     return header
 
 
@@ -92,19 +93,16 @@ def unseal(path: Path, task: Task, key: bytes, site: str) -> Parts:
     content = _read(path)
     header, start = _parse(path, content)
     _check(path, header, task, key, site)
-    opened = bytearray(header.size)
-    cipher, bound = cipher_of(key, bytes.fromhex(header.salt), PURPOSE), hashlib.sha256(content[:start]).digest()
-    count = _chunks(header.size)
-    if len(content) - start != header.size + count * TAG:
+    if len(content) - start != sealing.sealed_size(header.size):
         raise _damaged(path)
-    view = memoryview(content)
+    opened, at, source = bytearray(header.size), 0, BytesIO(content)
+    source.seek(start)
     try:
-        for number in range(count):
-            begin = start + number * (CHUNK + TAG)
-            chunk = view[begin : begin + CHUNK + TAG]
-            opened[number * CHUNK : (number + 1) * CHUNK] = cipher.decrypt(
-                _nonce(number, last=number == count - 1), chunk, bound
-            )
+        for chunk in sealing.opened(
+            source, cipher_of(key, bytes.fromhex(header.salt), PURPOSE), hashlib.sha256(content[:start]).digest()
+        ):
+            opened[at : at + len(chunk)] = chunk
+            at += len(chunk)
     except InvalidTag:
         raise _damaged(path) from None
     return _unpacked(opened)
@@ -115,7 +113,7 @@ def cipher_of(key: bytes, salt: bytes, purpose: bytes) -> AESGCM:
     return AESGCM(HKDF(SHA256(), 32, salt, purpose).derive(key))
 
 
-def write(path: Path, start: bytes, chunks: Iterator[bytes]) -> None:
+def write(path: Path, fill: Callable[[BinaryIO], None]) -> None:
     """Write a file that only its owner may read: beside it under another name, flushed to disk, then renamed over it.
 
     Raises
@@ -129,8 +127,7 @@ def write(path: Path, start: bytes, chunks: Iterator[bytes]) -> None:
         # Made anew, never followed, and closed to others from the first byte on.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(start)
-            file.writelines(chunks)
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -232,28 +229,6 @@ def _values(entry: Mapping[str, Any], buffer: memoryview) -> Array:
     values = np.empty(len(texts), object)
     values[:] = texts
     return values
-
-
-def _cut(buffers: list[bytes | memoryview], size: int) -> Iterator[bytes]:
-    """Yield the buffers' bytes, joined, in chunks; all but the last of one length."""
-    waiting = bytearray()
-    left = size
-    for buffer in buffers:
-        for begin in range(0, len(buffer), CHUNK):
-            waiting += buffer[begin : begin + CHUNK]
-            while len(waiting) >= CHUNK and left > CHUNK:
-                yield bytes(waiting[:CHUNK])
-                del waiting[:CHUNK]
-                left -= CHUNK
-    yield bytes(waiting)
-
-
-def _chunks(size: int) -> int:
-    return max(1, -(-size // CHUNK))
-
-
-def _nonce(number: int, *, last: bool) -> bytes:
-    return number.to_bytes(11, "big") + bytes([last])
 
 
 def _name_of(key: bytes) -> str:

@@ -171,9 +171,6 @@ class TestShared:
         ):
             with pytest.raises(ConfigError, match="more than that"):
                 private.shared_noise(at, changed, reply, 3)
-        at, request, reply, _ = self.asked(config, examples=ROWS - 1)
-        with pytest.raises(ConfigError, match=rf"{ROWS} patients weigh as {ROWS - 1}"):
-            private.shared_noise(at, request, reply, 3)
 
     def test_noise_of_few_levels_is_refused_because_it_is_reckoned_as_continuous(self, config):
         at, request, reply, _ = self.asked(config)
@@ -335,6 +332,13 @@ class TestRefused:
     def test_patients_that_nobody_can_tell_apart(self, config):
         with pytest.raises(ConfigError, match=r"privacy\.unit: 'patient' needs to know whose each row is"):
             ask(config({**FULL, "unit": "patient"}), hospital(), kind=STATISTICS)
+
+    def test_weights_that_would_not_be_equal_where_the_noise_is_shared(self, config):
+        run = config({**FULL, "noise": "shared"}, secure={"aggregation": True, "examples": ROWS - 1})
+        at = hospital()
+        with pytest.raises(ConfigError, match=rf"secure\.examples: {ROWS} training patients would weigh as {ROWS - 1}"):
+            ask(run, at)
+        assert at.ledger.table(1e-4) == []
 
     def test_noise_that_would_not_fit_into_memory(self, config, monkeypatch):
         monkeypatch.setattr(private, "MOST_NUMBERS", 100)

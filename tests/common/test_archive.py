@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import archive
+from common import archive, sealing
 from common.archive import Kind
 from common.errors import DataError, FedwardError, UsageError
 
@@ -27,7 +27,7 @@ FILES = {
     "marker": b"1",
     "keys/a.key": b"secret" * 10,
     "deep/er/Zürich 1.json": b"",
-    "large": os.urandom(archive.CHUNK + 700),
+    "large": os.urandom(sealing.CHUNK + 700),
     "run/kept": b"kept",
 }
 LEFT_OUT = {"run/x.log": b"transient", "members/.lock": b"", "members/.x.part": b"half", "pid": b"1"}
@@ -116,11 +116,11 @@ class TestSealed:
 
     def test_chunks_can_not_change_places(self, tmp_path):
         (tmp_path / "made").mkdir()
-        (tmp_path / "made" / "marker").write_bytes(os.urandom(4 * archive.CHUNK))
+        (tmp_path / "made" / "marker").write_bytes(os.urandom(4 * sealing.CHUNK))
         file = tmp_path / "file"
         archive.write(tmp_path / "made", file, KIND, "St Mary", SECRET)
         whole = file.read_bytes()
-        begin, size = whole.index(b"\n", len(archive.SEALED)) + 1, archive.CHUNK + archive.TAG
+        begin, size = whole.index(b"\n", len(archive.SEALED)) + 1, sealing.CHUNK + sealing.TAG
         one, two = whole[begin : begin + size], whole[begin + size : begin + 2 * size]
         for other in (two + one + whole[begin + 2 * size :], one + whole[begin + 2 * size :], one):
             file.write_bytes(whole[:begin] + other)

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from server import superlink
+
 PIECE = 1 << 14
 AT_ONCE = struct.pack("ii", 1, 0)
 """SO_LINGER of a connection that ends with RST."""
@@ -47,7 +49,7 @@ class Pair:
 class Proxy:
     """Passes connections on to a port of this machine, in a thread of its own; used as a context.
 
-    May be set at any time: ``delay``, seconds before each piece is passed on; ``rate``, bytes a second in each direction of a connection; ``turned``, the
+    May be set at any time: ``delay``, seconds before each piece is passed on; ``rate``, bytes a second in each direction of all connections together; ``turned``, the
     share of pieces in which one bit is turned; ``most``, bytes of a direction after which the connection is cut off. 0 is without.
     """
 
@@ -59,6 +61,7 @@ class Proxy:
         self.sent = bytearray()
         """What clients sent since it was last cleared, as it was on the wire."""
         self._target, self._draw, self._mode, self._answered = target, random.Random(seed), "passing", 0.0
+        self._free = [0.0, 0.0]
         self._pairs: set[Pair] = set()
         self._ready = threading.Event()
 
@@ -145,8 +148,8 @@ class Proxy:
         """Pass on what comes from one end, until that end or the proxy has enough."""
         passed = 0
         with suppress(ConnectionError):
-            while piece := await reader.read(PIECE):
-                await asyncio.sleep(self.delay + (len(piece) / self.rate if self.rate else 0.0))
+            while piece := await reader.read(PIECE if not self.rate else 4 * PIECE):
+                await asyncio.sleep(self.delay + self._turn(source is pair.ends[0], len(piece)))
                 await self._flowing.wait()
                 if pair.lost:
                     continue
@@ -164,6 +167,14 @@ class Proxy:
         pair.left.add(source)
         if not pair.lost:
             writer.close()
+
+    def _turn(self, up, size):
+        """Return how long it takes until so many bytes more have passed on a line that all connections share."""
+        if not self.rate:
+            return 0.0
+        now = time.monotonic()
+        self._free[up] = max(now, self._free[up]) + size / self.rate
+        return self._free[up] - now
 
     def _spoilt(self, piece):
         if self._draw.random() >= self.turned:
@@ -200,29 +211,36 @@ class Recorder:
                 return
             body += event["body"]
             more = event["more_body"]
-        code, content = await self._answer(scope["path"], scope["headers"], bytes(body))
+        if scope["path"] == superlink.NEWS:
+            code, content = await self._passed("GET", f"{superlink.NEWS}?{scope['query_string'].decode()}", [], b"")
+        else:
+            code, content = await self._answer(scope["path"], scope["headers"], bytes(body))
         headers = [(b"content-type", b"application/protobuf"), (b"content-length", b"%d" % len(content))]
         await send({"type": "http.response.start", "status": code, "headers": headers})
         await send({"type": "http.response.body", "body": content})
+
+    async def _passed(self, method, path, headers, body):
+        async with httpx.AsyncClient(verify=UNUSED, trust_env=False, timeout=60) as client:
+            response = await client.request(method, self.upstream + path, content=body, headers=headers)
+        return response.status_code, response.content
 
     async def _answer(self, path, headers, body):
         node = dict(headers).get(b"flwr-public-key", b"")
         if path == PULL and node in self.again:
             self.again.discard(node)
             return 200, self.announced[node]
-        async with httpx.AsyncClient(verify=UNUSED, trust_env=False, timeout=60) as client:
-            response = await client.post(self.upstream + path, content=body, headers=_passing(headers))
-        if path == PULL and response.is_success and response.content:
-            self.announced[node] = response.content
+        code, content = await self._passed("POST", path, _passing(headers), body)
+        if path == PULL and code == 200 and content:
+            self.announced[node] = content
         elif path == PART:
             # Flower forgets a part that was fetched; who sends a message again has its parts, too.
-            self._parts.setdefault(body, response.content)
-            if len(response.content) < len(self._parts[body]):
+            self._parts.setdefault(body, content)
+            if len(content) < len(self._parts[body]):
                 return 200, self._parts[body]
-            self._parts[body] = response.content
+            self._parts[body] = content
         elif path != PULL:
             self.asked.append((path, _passing(headers), body))
-        return response.status_code, response.content
+        return code, content
 
     def repeat(self) -> list[tuple[str, int]]:
         """Make every request again that was made, byte for byte; return each path and the code of the answer."""

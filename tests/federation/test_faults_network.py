@@ -29,10 +29,12 @@ from common import deployment, flower, messages, relay
 from common.errors import FedwardError
 from common.messages import TRAIN, Reply
 from common.supervise import Supervisor, free_port
+from common.tasks.heart import TABLE, Heart
 from server import coordinator, gateway, provision, rounds
 from server.plan import Plan
 from server.records import sha256
 from simulations import deploy
+from tests.federation.processes import at_most
 from tests.federation.proxy import Proxy, Recorder
 
 # Flower's own, where it makes a bundle.
@@ -419,14 +421,15 @@ class Real:
             finally:
                 self.door._upstream = flower_itself
 
-    def run(self, number, watch=None, deadline=60.0):
-        """Train for so many rounds."""
-        settings = {"rounds": number, "limits": {"deadline_seconds": deadline, "quorum": 0.5, "retries": 3}}
+    def run(self, number, watch=None, deadline=180.0, hidden=4):
+        """Train for so many rounds; by default nobody is late for them, also where others use the machine."""
+        limits = {"deadline_seconds": deadline, "quorum": 0.5, "retries": 3}
+        settings = {"task": {"hidden": hidden}, "rounds": number, "limits": limits}
         plan = Plan(self.virtual.config(settings), cohort=tuple(self.sites), expected=len(self.sites))
         with coordinator.grid(self.place, plan) as grid:
             return rounds.run(grid, plan, None, watch)
 
-    def in_memory(self, outcome):
+    def in_memory(self, outcome, hidden=4):
         """Return the same run without a network, of those who enrolled; who did not answer in a round does not train in it either."""
         heard = {(record.round, name) for record in outcome.rounds for name in record.answered}
 
@@ -439,7 +442,7 @@ class Real:
 
             return around
 
-        settings = {"rounds": len(outcome.rounds), "limits": {"quorum": 0.5}}
+        settings = {"task": {"hidden": hidden}, "rounds": len(outcome.rounds), "limits": {"quorum": 0.5}}
         absent = set(self.sites) - {member.name for member in outcome.members}
         return self.virtual.without(*absent).run(settings, {name: script(name) for name in self.sites})
 
@@ -470,6 +473,8 @@ def answered_in(outcome, name):
 
 @pytest.mark.slow
 class TestReal:
+    """Bounds of the time of a whole run are none of what is shown: where something has to be quick, the test says so itself."""
+
     @pytest.fixture(autouse=True)
     def _healed(self, real):
         yield
@@ -508,7 +513,7 @@ class TestReal:
             if record.round == 12:
                 took.append(proxy.back(proxy.heal(), 30))
 
-        outcome = real.run(15, watch, deadline=max(4.0, 3 * usual))
+        outcome = real.run(20, watch, deadline=max(4.0, 3 * usual))
         assert took[0] < 5
         here = answered_in(outcome, "east")
         assert not set(here) & set(range(3, 13))
@@ -563,3 +568,58 @@ class TestReal:
         for name in real.sites:
             assert answered_in(outcome, name) == [1, 2, 3]
             assert len(set(real.trained(name))) == len(real.trained(name))
+
+    @pytest.fixture
+    def slowly(self, real, monkeypatch):
+        """Run one round with two wide layers of so many units, the way to one hospital slow until it is over."""
+        monkeypatch.setattr(Heart, "network", wide)
+        proxy = real.proxies["east"]
+
+        def slow(yes):
+            proxy.rate, proxy.delay = yes * 125_000, yes * 0.1
+
+        def run(units, deadline):
+            slow(True)
+            return real.run(1, lambda _: slow(False), deadline, units)
+
+        yield run
+        slow(False)
+
+    @pytest.mark.fault(
+        7, passes_when="an update for which the line is too slow: the others are not held beyond the deadline"
+    )
+    def test_a_hospital_on_a_slow_line_is_late_and_holds_nobody(self, slowly):
+        deadline = min(at_most(15), 45)
+        outcome = slowly(1000, deadline)
+        megabytes = 2 * outcome.model.weights.nbytes / 1e6
+        assert megabytes / 0.125 > deadline, "the line was not too slow"
+        assert [(each.hospital, each.reason) for each in outcome.rounds[0].dropped] == [("east", "late")]
+        assert outcome.rounds[0].seconds < deadline + at_most(2)
+
+    @pytest.mark.fault(
+        7,
+        passes_when="61 MB down and 61 MB up at 1 Mbit/s and 200 ms complete where the deadline lets them, the weights equal bit for bit",
+    )
+    @pytest.mark.timeout(3600)
+    def test_a_large_update_over_a_slow_line_completes(self, real, slowly):
+        outcome = slowly(LARGE, 3000.0)
+        megabytes, seconds = outcome.model.weights.nbytes / 1e6, outcome.rounds[0].seconds
+        print(f"{megabytes:.0f} MB each way took {seconds:.0f} s")
+        assert megabytes > 60
+        assert seconds > 2 * megabytes / 0.125, "the line was not that slow"
+        assert answered_in(outcome, "east") == [1]
+        assert weights(outcome) == weights(real.in_memory(outcome, LARGE))
+
+
+LARGE = 3900
+"""Units of each of two hidden layers: 61 MB."""
+
+
+def wide(task, preparation):
+    """Return a network in place of the heart task's own."""
+    import keras
+
+    inputs = keras.Input((TABLE.features(preparation),), name="features")
+    first = keras.layers.Dense(task.hidden, activation="relu", name="first")(inputs)
+    hidden = keras.layers.Dense(task.hidden, activation="relu", name="hidden")(first)
+    return keras.Model(inputs, keras.layers.Dense(1, name="output")(hidden), name="wide")

@@ -15,7 +15,14 @@ from datetime import timedelta
 
 import httpx
 import pytest
-from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
+from flwr.proto.fleet_pb2 import (
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
 from common import certificates, keys, relay
@@ -27,6 +34,7 @@ ROUTES = sorted({path for _, path in PROTOBUF_REQUEST_TYPES})
 CLOSED = [path for path in ROUTES if path not in relay.FLEET]
 PART = "/v1/fleet/pull-object"
 PULL, PUSH, OBJECT = "/v1/fleet/pull-messages", "/v1/fleet/push-messages", "/v1/fleet/push-object"
+LEAVE = "/v1/fleet/deactivate-node"
 
 
 def message(created=None, ttl=60.0) -> bytes:
@@ -414,6 +422,78 @@ class TestSlowness:
             before = len(door.upstream.asked)
             time.sleep(0.5)
             assert len(door.upstream.asked) == before
+
+
+class TestStaying:
+    """A hospital leaves one request open; Flower is told when it has ended with its connection, and nothing comes any more."""
+
+    @pytest.fixture(autouse=True)
+    def _hasty(self, monkeypatch):
+        monkeypatch.setattr(gateway, "LOST_SECONDS", 0.5)
+
+    @pytest.fixture
+    def stay(self, door, tools):
+        """Have a node ask for messages, and leave a request open; return the connection."""
+
+        def opened():
+            question = PullMessagesRequest(node=Node(node_id=77)).SerializeToString()
+            door.post(PULL, headers={**tools.node(door.east), "flwr-signature": "signed"}, content=question)
+            line = secured(door)
+            line.sendall(f"POST {relay.STAY} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n".encode())
+            assert line.recv(100).startswith(b"HTTP/1.1 102")
+            door.upstream.asked.clear()
+            return line
+
+        return opened
+
+    @pytest.mark.fault(1, passes_when="Flower is told that a node is gone soon after its connections have ended")
+    def test_a_hospital_that_hangs_up_is_said_to_have_left_in_its_nodes_name(self, door, stay, tools):
+        stay().close()
+        tools.until(lambda: door.upstream.paths() == [LEAVE], 5)
+        (asked,) = door.upstream.asked
+        assert DeactivateNodeRequest.FromString(asked["body"]).node_id == 77
+        assert asked["headers"][b"flwr-signature"] == b"signed"
+
+    @pytest.mark.fault(
+        5, passes_when="a line that is cut for short is no loss, nor is one on which other requests come"
+    )
+    def test_one_that_is_back_soon_is_not(self, door, stay):
+        line = stay()
+        line.close()
+        time.sleep(0.3)
+        with secured(door) as again:
+            again.sendall(f"POST {relay.STAY} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n".encode())
+            time.sleep(1.0)
+            assert door.upstream.paths() == []
+
+    def test_nor_is_one_that_goes_on_asking(self, door, stay):
+        stay().close()
+        for _ in range(5):
+            time.sleep(0.3)
+            door.post(OBJECT)
+        assert set(door.upstream.paths()) == {OBJECT}
+
+    @pytest.mark.parametrize("path", [OBJECT, PULL])
+    def test_one_that_comes_back_later_is_let_in_with_its_first_request(self, door, stay, tools, path):
+        stay().close()
+        tools.until(lambda: door.upstream.paths() == [LEAVE], 5)
+        door.post(path)
+        door.post(OBJECT)
+        said = door.upstream.paths()
+        assert said[:3] == [LEAVE, relay.BEAT, path]
+        assert said.count(relay.BEAT) == 1
+        (beat,) = (each for each in door.upstream.asked if each["path"] == relay.BEAT)
+        assert SendNodeHeartbeatRequest.FromString(beat["body"]).node.node_id == 77
+
+    def test_it_ends_with_the_membership(self, door, stay, monkeypatch):
+        monkeypatch.setattr(gateway, "MEMBER_SECONDS", 0.2)
+        with stay() as line:
+            door.federation.revoke("east")
+            line.settimeout(5)
+            rest = b""
+            while piece := line.recv(1 << 16):
+                rest += piece
+        assert b"HTTP/1.1 403" in rest
 
 
 class TestWaitingForMessages:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.node_pb2 import Node
 
 from client import site, tunnel
 from common import certificates, keys, relay
@@ -28,6 +30,7 @@ from server import gateway
 from server.provision import create
 
 PULL, OBJECT, RUN = "/v1/fleet/pull-messages", "/v1/fleet/push-object", "/v1/fleet/get-run"
+LEAVE = "/v1/fleet/deactivate-node"
 
 
 class Line:
@@ -68,6 +71,46 @@ def line(door, run_tunnel):
 def hasty(monkeypatch):
     """Give up on a gateway that can't be reached at once."""
     monkeypatch.setattr(tunnel, "RETRY_SECONDS", 0.0)
+
+
+class TestStaying:
+    """From when Flower's node is in, a request stays open; by its end the gateway knows that this hospital is gone."""
+
+    @pytest.fixture(autouse=True)
+    def _hasty(self, monkeypatch):
+        monkeypatch.setattr(gateway, "LOST_SECONDS", 1.0)
+
+    @pytest.mark.parametrize("path", [relay.ENTER, relay.BEAT])
+    def test_a_tunnel_that_ends_is_missed(self, door, run_tunnel, tools, path):
+        with run_tunnel() as line:
+            line.post(path)
+            line.post(PULL, content=PullMessagesRequest(node=Node(node_id=77)).SerializeToString())
+            time.sleep(2.0)
+            assert LEAVE not in door.upstream.paths()
+        tools.until(lambda: LEAVE in door.upstream.paths(), 10)
+
+    def test_another_certificate_is_shown_for_it_too(self, door, run_tunnel, tools, monkeypatch):
+        monkeypatch.setattr(tunnel, "RENEW_SECONDS", 0.1)
+        with run_tunnel() as line:
+            line.post(PULL, content=PullMessagesRequest(node=Node(node_id=77)).SerializeToString())
+            line.post(relay.BEAT)
+            new = _signed(door, timedelta(days=80))
+            keys.replace({door.east.certificate: new})
+            tools.until(lambda: line.app._shown == new)
+            _count_only(door, new)
+            time.sleep(2.0)
+            assert LEAVE not in door.upstream.paths()
+
+    def test_a_gateway_that_takes_none_is_not_asked_again_and_again(self, door, run_tunnel, monkeypatch, caplog):
+        async def refused(*_):
+            raise relay.Refused(403, "no route for hospitals")
+
+        monkeypatch.setattr(gateway.Gateway, "_stay", refused)
+        with run_tunnel() as line:
+            line.post(relay.BEAT)
+            time.sleep(1.0)
+            assert line.post(RUN).status_code == 200
+        assert sum("no route" in record.getMessage() for record in caplog.records) == 1
 
 
 def lines(caplog):

@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -51,6 +52,22 @@ def test_runs_are_grouped_by_what_differs_but_the_seed(runs):
         (("strategy.name", "fedprox_%"),),
     ]
     assert [group.seeds for group in comparison.groups] == [(1, 2, 3)] * 2
+
+
+def test_settings_of_what_was_switched_off_make_no_difference(tmp_path):
+    """A private run's delta beside a plain run's default would be read as if both had one."""
+    folders = []
+    off, on, more = (
+        {"epsilon": epsilon, "delta": delta} for epsilon, delta in ((math.inf, 1e-5), (2.0, 1e-4), (2.0, 1e-6))
+    )
+    for name, privacy in (("plain", off), ("noised", on)):
+        config = fake_record(rounds=1)["config"]
+        folders += [save(tmp_path / name, config=config | {"privacy": privacy})]
+    settings = [dict(group.settings) for group in compare.compare(folders).groups]
+    assert settings == [{"privacy.epsilon": "inf"}, {"privacy.epsilon": "2.0"}]
+    folders.append(save(tmp_path / "more", config=fake_record(rounds=1)["config"] | {"privacy": more}))
+    deltas = [dict(group.settings)["privacy.delta"] for group in compare.compare(folders).groups]
+    assert deltas == ["–", "0.0001", "1e-06"]
 
 
 def test_means_and_deviations_are_those_of_the_records(runs):

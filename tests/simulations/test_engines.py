@@ -151,12 +151,10 @@ KEPT = {
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("settings", [SECURE, KEPT], ids=["secure sums", "what hospitals keep"])
-def test_over_real_processes_the_bits_are_those_of_one_process(tmp_path_factory, settings):
-    over = merge(TABLES, settings)
+def test_what_hospitals_keep_over_real_processes_gives_the_bits_of_one_process(tmp_path_factory):
+    over = merge(TABLES, KEPT)
     here, there = (play(tmp_path_factory.mktemp(engine), engine, **over) for engine in ("local", "deploy"))
     assert sha256(here.model.weights) == sha256(there.model.weights)
-    assert [record.answered for record in here.rounds] == [record.answered for record in there.rounds]
     assert not any(record.dropped for record in there.rounds)
 
 

@@ -154,4 +154,6 @@ def test_ray_and_local_agree(local, tmp_path):
 def test_real_processes_over_mutual_tls_give_the_same_bits(local, tmp_path):
     outcome = play(tmp_path, "deploy")
     assert sha256(outcome.model.weights) == sha256(local.model.weights)
+    assert [record.answered for record in outcome.rounds] == [record.answered for record in local.rounds]
     assert [len(record.answered) for record in outcome.rounds] == [4, 4]
+    assert not any(record.dropped for record in outcome.rounds)

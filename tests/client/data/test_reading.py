@@ -307,6 +307,10 @@ class TestProblemsOfFiles:
             (b"\n\n", "the file is empty"),
             (b"age,sex,chol,y\n", "holds no rows"),
             (b"age,sex,chol,y\n50,1,200,0\n50,1,200\n50,1\n", "row 3 (and 1 more rows): expected 4 cells"),
+            (
+                b"age,sex,chol,y\n50,1,200,0\n50,1,20",
+                "row 3: expected 4 cells, as in the header; the file ends within that row",
+            ),
             (b"age,sex,chol,y,age\n50,1,200,0,50\n", "column 'age' stands 2 times in the header"),
             (b"age,sex,chol,y\n50,1,200,0\n50,1,2\x0000,0\n", "row 3: holds a NUL byte"),
             (b'age,sex,chol,y\n50,1,200,0\n50,1,"200,0\n50,1,200,1\n', "row 3: not CSV"),

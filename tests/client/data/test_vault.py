@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from client.data import vault
 from client.data.split import PARTS, Parts
+from common import sealing
 from common.errors import DataError, UsageError
 from common.tasks.heart import Heart
 from common.tasks.notes import Notes
@@ -70,7 +71,7 @@ class TestSealing:
     def test_unseal_undoes_seal_whatever_the_chunks(self, path, records, chunk):
         parts = Parts(dict.fromkeys(PARTS, records), {part: np.arange(2) for part in PARTS})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(vault, "CHUNK", chunk)
+            patch.setattr(sealing, "CHUNK", chunk)
             vault.seal(path, parts, NOTES, KEY, "east")
             opened = vault.unseal(path, NOTES, KEY, "east")
         for part in PARTS:
@@ -84,7 +85,7 @@ class TestSealing:
     def test_any_count_of_rows(self, path, rows):
         parts = make(rows)
         vault.seal(path, parts, NOTES, KEY, "east")
-        assert (path.stat().st_size > vault.CHUNK) == (rows > 1)
+        assert (path.stat().st_size > sealing.CHUNK) == (rows > 1)
         same(vault.unseal(path, NOTES, KEY, "east"), parts)
 
     def test_the_header_tells_task_site_and_counts_without_the_key(self, path):
@@ -142,10 +143,10 @@ class TestNothingInTheClear:
             files = [file for file in tmp_path.rglob("*") if file.is_file()]
             seen.extend((file.name, stat.S_IMODE(file.stat().st_mode), file.read_bytes()) for file in files)
 
-        encrypt, fsync = vault._nonce, os.fsync
-        monkeypatch.setattr(vault, "_nonce", lambda *given, **named: look() or encrypt(*given, **named))
+        encrypt, fsync = sealing._nonce, os.fsync
+        monkeypatch.setattr(sealing, "_nonce", lambda *given, **named: look() or encrypt(*given, **named))
         monkeypatch.setattr(os, "fsync", lambda descriptor: look() or fsync(descriptor))
-        monkeypatch.setattr(vault, "CHUNK", 256)
+        monkeypatch.setattr(sealing, "CHUNK", 256)
         vault.seal(tmp_path / "data.vault", make(50), NOTES, KEY, "east")
         vault.unseal(tmp_path / "data.vault", NOTES, KEY, "east")
         look()
@@ -219,7 +220,7 @@ class TestTampering:
     @pytest.mark.parametrize("chunk", [64, 1 << 20])
     @pytest.mark.fault(4, passes_when="the sealed patients, cut, are refused")
     def test_a_file_cut_off_or_lengthened_is_refused(self, path, monkeypatch, chunk):
-        monkeypatch.setattr(vault, "CHUNK", chunk)
+        monkeypatch.setattr(sealing, "CHUNK", chunk)
         vault.seal(path, make(3), NOTES, KEY, "east")
         whole = path.read_bytes()
         places = np.random.default_rng(3).choice(len(whole), 150).tolist()
@@ -232,10 +233,10 @@ class TestTampering:
             vault.unseal(path, NOTES, KEY, "east")
 
     def test_chunks_changed_about_or_left_out_are_refused(self, path, monkeypatch):
-        monkeypatch.setattr(vault, "CHUNK", 64)
+        monkeypatch.setattr(sealing, "CHUNK", 64)
         header = vault.seal(path, make(3), NOTES, KEY, "east")
         whole = path.read_bytes()
-        start = len(whole) - header.size - vault._chunks(header.size) * vault.TAG
+        start = len(whole) - sealing.sealed_size(header.size)
         chunks = [whole[begin : begin + 80] for begin in range(start, len(whole), 80)]
         assert len(chunks) > 10
         mixtures = [
@@ -252,7 +253,7 @@ class TestTampering:
 
     def test_a_shorter_header_does_not_make_a_shorter_file_whole(self, path, monkeypatch):
         """Cutting at a chunk's end and mending the size in the header is noticed too."""
-        monkeypatch.setattr(vault, "CHUNK", 64)
+        monkeypatch.setattr(sealing, "CHUNK", 64)
         header = vault.seal(path, make(3), NOTES, KEY, "east")
         magic, line, sealed = path.read_bytes().split(b"\n", 2)
         shorter = line.replace(b'"size": %d' % header.size, b'"size": 64')
