@@ -2,9 +2,11 @@
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ from common.tasks.task import rows_of
 class Gate:
     """Answers messages for one hospital: in front of the worker, and with the last word. The policy's file is read anew when it changes.
 
-    What it remembers of messages, rounds and training is in the audit log alone, so that a restart forgets nothing.
+    What it remembers of messages, rounds and training is in the audit log alone, so that a restart forgets nothing. ``key`` is the site's secret by which small cells are gathered.
     """
 
     hospital: Hospital
@@ -38,6 +40,7 @@ class Gate:
     audit: AuditLog
     coordinator: str
     shield: Shield | None = None
+    key: bytes = field(default_factory=partial(os.urandom, 32), repr=False)
     _read: tuple[int, SitePolicy, str] | None = None
 
     def __call__(self, message: Message, context: Context) -> Message:
@@ -96,7 +99,7 @@ class Gate:
             self.audit.append("spent", {**who, "epsilon": self.hospital.ledger.spent(delta), "delta": delta})
         if kind == TRAIN and not math.isfinite(_norm(answer)):
             raise UpdateRejected("nan", "the model sent is one from which training makes no numbers")
-        kept = suppress(answer.statistics, self._policy())
+        kept = suppress(answer.statistics, self._policy(), self.key)
         # How many test patients there are is told with their figures or not at all.
         withheld = kind == EVALUATE and not messages.group("test", kept)
         return Reply(answer.arrays, kept, 0 if withheld else answer.num_examples, answer.texts)

@@ -126,6 +126,7 @@ def shared_noise(hospital: Hospital, request: Request, reply: Reply, fewest: int
     ----------
     - Hospitals that work with the coordinator take their parts off: of ``f`` parts, ``c`` leave ``f - c``.
     - Epsilon is reckoned as that of the continuous Gaussian. Below `LEAST_LEVELS` the two differ, and the update is refused.
+    - Gradients are added up in float32. That one row more may round the sum of the others otherwise is not counted.
 
     Raises
     ------
@@ -142,9 +143,9 @@ def shared_noise(hospital: Hospital, request: Request, reply: Reply, fewest: int
     agreed = terms(hospital, config, task_of(config.task))
     source = Source(hospital.ledger.key(reply.texts[CHARGE]))
     length = math.sqrt(len(request.arrays["weights"]))
-    # The update is the difference of two weights, each rounded to a float32.
-    rounding = float(np.spacing(np.abs(request.arrays["weights"]).max(initial=1.0).astype(np.float32)))
-    moved = learning_rate(config, int(request.options["server-round"])) * agreed.clip_norm / config.secure.examples
+    rate = learning_rate(config, int(request.options["server-round"]))
+    rounding = _rounding(request.arrays["weights"], rate * agreed.clip_norm, rate * config.training.weight_decay)
+    moved = rate * agreed.clip_norm / config.secure.examples
 
     def levels(count: int, scale: float) -> NDArray[np.int64]:
         sigma = agreed.event.noise_multiplier * (moved * scale + length * (1.0 + rounding * scale)) / math.sqrt(fewest)
@@ -159,6 +160,12 @@ def shared_noise(hospital: Hospital, request: Request, reply: Reply, fewest: int
         return source.discrete_gaussian(count, sigma)
 
     return levels
+
+
+def _rounding(weights: Vector, step: float, decay: float) -> float:
+    """Return by how much a value of an update may be off because weights are float32: it is the difference of two, of which a step of this norm, and decay, may have made one larger than it came."""
+    largest = float(np.abs(weights).max(initial=1.0)) * (1.0 + decay) + step
+    return float(np.spacing(np.float32(largest)))
 
 
 def whole_run(hospital: Hospital, config: RunConfig, task: Task) -> list[Event]:

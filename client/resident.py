@@ -19,6 +19,7 @@ from client import ledger, service
 from client.app import Seat, guarded
 from client.audit import LONGEST, AuditLog
 from client.data import vault
+from client.data.deidentify import keyed
 from client.gate import Gate
 from client.keeping import FOLDER, Sealed
 from client.ledger import Budget, Ledger
@@ -79,7 +80,8 @@ def serve(site: Site) -> None:
         audit.append("started", {"version": version("fedward")})
         shield = Shield(site.identity, InMemory(), partial(shared_noise, hospital))
         seat = Seat(Worker(), hospital, keeping=keeping)
-        gate = Gate(hospital, seat, site.folder / POLICY, audit, str(site.federation["fingerprint"]), shield)
+        fingerprint, cells = str(site.federation["fingerprint"]), keyed(site.vault_key(), "small cells", b"")
+        gate = Gate(hospital, seat, site.folder / POLICY, audit, fingerprint, shield, cells)
         ready = partial(print, "ready", flush=True)
         service.serve(site.folder / SOCKET, guarded(gate), ready, ANSWER_SECONDS, policy.site.stub_group)
 

@@ -8,9 +8,8 @@ altered such that sums keep their meaning:
 - *Totals stay.* Where patients are sorted into bins or cells whose total is large enough, each group of so many neighbours moves to the place of one of them. No
   patient is added or lost, and a bin holds nobody or enough (as in microaggregation, Domingo-Ferrer and Mateo-Sanz 2002). Which one is drawn evenly: then
   every patient counts as much as before on average. The middle one, tried first, pulls in the tails and made AUROCs look better.
-- *No second draw.* It is drawn from a hash of the counts themselves, so the same statistics always leave in the same form, and asking again tells nothing more,
-  as averaging over fresh noise would.
-
+- *No second draw.* It is drawn by the counts themselves under a secret of the site, so the same statistics always leave in the same form, and asking again tells nothing more,
+  as averaging over fresh noise would; and nobody else can try which counts come out so.
 - *Nothing but counts.* A sum of scores or losses would tell a label to the last digit, under a model that was made so that one patient alone stands out. So
   those sums are computed anew from the counts that leave, every score at the centre of its bin.
 
@@ -22,7 +21,7 @@ training (``train/loss``) leaves as it is where metrics may: it never goes witho
 under differential privacy it is 0. The sums of columns (``task/...``) are of no model's making and leave as they are where enough patients stand behind them.
 """
 
-import hashlib
+import hmac
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 from client.policy import COMPARED, COUNT, TASK, Allow, SitePolicy, refusal, shown
 from common import metrics
 from common.errors import PolicyRefused
+from common.privacy.noise import Source
 
 Arrays = Mapping[str, NDArray[Any]]
 COUNTED = {"confusion", "histogram", "calibration", "losses"}
@@ -40,8 +40,8 @@ SUMMED = ({"sums"}, {"pairs", "products", "likelihood"}, {"rows", "sums", "open"
 """What models of amounts, survival and rankings are judged by: exact sums over patients."""
 
 
-def suppress(statistics: Arrays, policy: SitePolicy) -> dict[str, NDArray[Any]]:
-    """Return what of an answer's statistics may leave: no cell too small, no metric that must stay; how, the module says.
+def suppress(statistics: Arrays, policy: SitePolicy, key: bytes) -> dict[str, NDArray[Any]]:
+    """Return what of an answer's statistics may leave: no cell too small, no metric that must stay; how, the module says. ``key`` is the site's own secret, by which places are drawn.
 
     ``count/...`` and ``task/...`` keep their names and shapes. Of ``test/...``, ``validation/...`` and ``compare/...`` a group may be left out as a whole, as of
     a hospital that has no such patients. ``train/loss`` is 0 over 0 steps where metrics must stay.
@@ -58,11 +58,11 @@ def suppress(statistics: Arrays, policy: SitePolicy) -> dict[str, NDArray[Any]]:
     for name in dict.fromkeys(key.partition("/")[0] for key in statistics):
         if name not in _SCREENS:
             raise _unknown(name)
-        kept |= prefixed(name, _SCREENS[name](group(name, statistics), policy.allow))
+        kept |= prefixed(name, _SCREENS[name](group(name, statistics), policy.allow, key))
     return kept
 
 
-def _counts(parts: Arrays, allow: Allow) -> Arrays:
+def _counts(parts: Arrays, allow: Allow, _key: bytes) -> Arrays:
     """Screen the patients by class. An update is weighted by them, so those of training are shown as they are or not at all."""
     _require(COUNT, allow)
     if _small(parts.get("train", np.zeros(0)), allow.smallest_cell).any():
@@ -74,7 +74,7 @@ def _counts(parts: Arrays, allow: Allow) -> Arrays:
     }
 
 
-def _sums(parts: Arrays, allow: Allow) -> Arrays:
+def _sums(parts: Arrays, allow: Allow, _key: bytes) -> Arrays:
     """Screen the sums of a task's columns: a column known of too few patients is one that nobody knows."""
     _require(TASK, allow)
     # What is known of how many patients stands in an array of the same shape as theirs; no two of these have one shape.
@@ -101,7 +101,7 @@ def _rounded_codes(parts: Arrays, least: int) -> Arrays:
     return {"sum": np.where(codes, rounded, total), "squares": np.where(codes, rounded, squares)}
 
 
-def _judged(parts: Arrays, allow: Allow) -> Arrays:
+def _judged(parts: Arrays, allow: Allow, key: bytes) -> Arrays:
     """Screen how a model does on test patients; of a class with too few of them, no sum over all would hide them."""
     if not allow.metrics:
         return {}
@@ -113,15 +113,17 @@ def _judged(parts: Arrays, allow: Allow) -> Arrays:
     # Weights made for it could have an exact sum tell of one patient, and no count stands beside these that could stand for them.
     if set(parts) in SUMMED or _small(parts["confusion"].sum(axis=1), least).any():
         return {}
-    gathered = {name: np.apply_along_axis(_gathered, -1, parts[name], least) for name in ("confusion", "histogram")}
+    gathered = {
+        name: np.apply_along_axis(_gathered, -1, parts[name], least, key) for name in ("confusion", "histogram")
+    }
     histogram, (count, hits, _) = gathered["histogram"], parts["calibration"]
     # In one row, so that misses too few to stand alone join hits of like scores.
-    misses, hits = np.split(_gathered(np.concatenate([count - hits, hits[::-1]]), least), 2)
+    misses, hits = np.split(_gathered(np.concatenate([count - hits, hits[::-1]]), least, key), 2)
     calibration = metrics.calibrated(histogram, np.stack([misses + hits[::-1], hits[::-1]]))
     return {**gathered, "calibration": calibration, "losses": metrics.lost(histogram)}
 
 
-def _compared(parts: Arrays, allow: Allow) -> Arrays:
+def _compared(parts: Arrays, allow: Allow, _key: bytes) -> Arrays:
     """Screen joint tables: their cells have no order in which to gather them, so one too small withholds all; and so does a sum that no table tells."""
     tables = {name: value for name, value in parts.items() if name != "losses"}
     if not allow.metrics or COMPARED not in allow.statistics:
@@ -136,11 +138,11 @@ def _compared(parts: Arrays, allow: Allow) -> Arrays:
     return {**tables, "losses": np.stack([first[:, 0] - second[:, 0], squares], axis=1)}
 
 
-def _losses(parts: Arrays, allow: Allow) -> Arrays:
+def _losses(parts: Arrays, allow: Allow, _key: bytes) -> Arrays:
     return parts if allow.metrics else {name: np.zeros_like(value) for name, value in parts.items()}
 
 
-_SCREENS: dict[str, Callable[[Arrays, Allow], Arrays]] = {
+_SCREENS: dict[str, Callable[[Arrays, Allow, bytes], Arrays]] = {
     "count": _counts,
     "task": _sums,
     "test": _judged,
@@ -154,10 +156,10 @@ def _small(count: NDArray[Any], least: int) -> NDArray[np.bool_]:
     return np.asarray((count > 0) & (count < least))
 
 
-def _gathered(counts: NDArray[Any], least: int) -> NDArray[np.float64]:
+def _gathered(counts: NDArray[Any], least: int, key: bytes) -> NDArray[np.float64]:
     """Move each group of ``least`` or a few more neighbours to the place of one of them; there are 0 or at least so many in all.
 
-    >>> _gathered(np.array([3.0, 0.0, 1.0, 0.0, 2.0, 6.0]), 6)
+    >>> _gathered(np.array([3.0, 0.0, 1.0, 0.0, 2.0, 6.0]), 6, b"secret")
     array([6., 0., 0., 0., 0., 6.])
     """
     size = int(counts.sum())
@@ -165,7 +167,8 @@ def _gathered(counts: NDArray[Any], least: int) -> NDArray[np.float64]:
     groups = size // least
     bounds = np.arange(groups + 1) * size // max(groups, 1)
     starts, sizes = bounds[:-1], np.diff(bounds)
-    draws = np.frombuffer(hashlib.shake_256(counts.tobytes()).digest(4 * groups), np.uint32)
+    # Keyed, since whoever knew all patients but one could otherwise try for each place of that one whether the same comes out.
+    draws = Source(hmac.digest(key, counts.tobytes(), "sha256")).words(groups, np.uint32)
     chosen = starts + (draws.astype(np.uint64) * sizes.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
     moved = np.bincount(places[chosen], sizes.astype(np.float64), len(counts))
     return moved.astype(np.float64, copy=False)

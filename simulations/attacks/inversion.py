@@ -136,7 +136,7 @@ def _blind(target: Target) -> float:
 
 
 def one_step(target: Target, batch: int) -> RunConfig:
-    """Return the run's settings with one step over all rows in one round, and the noise of the run's own steps where it has any."""
+    """Return the run's settings with one step of plain descent over all rows in one round, as a coordinator that attacks would ask for, and the noise of the run's own steps where it has any."""
     run = target.scenario.run
     privacy = run.privacy
     if privacy.at_hospitals:
@@ -144,7 +144,7 @@ def one_step(target: Target, batch: int) -> RunConfig:
         event = private.terms(largest, run, target.outcome.coordinator.plan.task).event
         spent = epsilon([Event(event.noise_multiplier)], privacy.delta)
         privacy = replace(privacy, epsilon=spent, statistics=0.0, unit="record")
-    training = replace(run.training, batch_size=batch, epochs=1, augment=False)
+    training = replace(run.training, optimizer="sgd", batch_size=batch, epochs=1, augment=False)
     return replace(
         run, rounds=1, privacy=privacy, training=training, selection=SelectionConfig(), stopping=StoppingConfig()
     )

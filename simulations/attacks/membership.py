@@ -14,7 +14,7 @@ from common import network as networks
 from common.layout import Vector
 from common.tasks.task import Records, rows_of
 from simulations.attacks.attack import Attack, Finding, Scores, Target
-from simulations.attacks.shadows import Flags, joined, shadows, size_of
+from simulations.attacks.shadows import Flags, dealable, joined, shadows, size_of
 
 Judge = Callable[[Vector], Scores]
 """From weights to each patient's logarithm of the chance that the model gives its true class, shape ``(n,)``."""
@@ -113,7 +113,7 @@ def run(target: Target) -> list[Finding]:
     found = findings("loss, final model", final, members)
     if target.heard:
         found += findings("loss, single update", _moved(target, judge), members)
-    if target.shadows:
+    if target.shadows and dealable(hospitals):
         parts = [(judge(weights), inside) for weights, inside in shadows(target)]
         scores, inside = (np.array(column) for column in zip(*parts, strict=True))
         few = slice(REFERENCES)

@@ -1,5 +1,6 @@
 """Shadow models: federations like the target's, with the patients of every hospital dealt anew; on a process for each core where that pays."""
 
+import logging
 import queue
 import subprocess
 import sys
@@ -35,7 +36,18 @@ from simulations.hospitals import noise_key, population_of, seats_of
 Flags = NDArray[np.bool_]
 Shadow = tuple[Vector, Flags]
 """The final weights of a federation, and who was trained on: all patients of the first hospital, then of the next."""
+_log = logging.getLogger(__name__)
 COMMAND = [sys.executable, "-c", "import sys; from simulations.attacks import shadows; shadows.main(int(sys.argv[1]))"]
+
+
+def dealable(hospitals: Sequence[Hospital]) -> bool:
+    """Tell whether rows can be dealt anew as patients: where some have several rows, those would stand on both sides, and say so in a warning."""
+    alone = all(each.patients is None or len(np.unique(each.patients)) == len(each.patients) for each in hospitals)
+    if not alone:
+        _log.warning(
+            "shadow models are not trained: some patients have several rows, and whose those of testing are is not known here"
+        )
+    return alone
 
 
 def shadows(target: Target) -> Iterator[Shadow]:

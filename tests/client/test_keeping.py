@@ -50,7 +50,7 @@ class House:
         )
         self.log = AuditLog(self.folder / "audit.jsonl", Ed25519PrivateKey.from_private_bytes(KEY))
         seat = Seat(self.worker, self.hospital, keeping=Sealed(self.folder / "kept", KEY, "east"))
-        self.gate = Gate(self.hospital, seat, self.folder / "site.toml", self.log, CA)
+        self.gate = Gate(self.hospital, seat, self.folder / "site.toml", self.log, CA, key=KEY)
         return self
 
     def close(self):

@@ -152,6 +152,13 @@ class TestShared:
         sigma = from_text(reply.texts["event"]).noise_multiplier * moved
         assert stats.kstest(total / sigma, "norm").pvalue > 0.001
 
+    def test_the_rounding_that_is_counted_is_that_of_the_weights_after_the_step(self):
+        """Weights that are sent just below a power of two are coarser once they are trained."""
+        largest = np.nextafter(np.float32(2), np.float32(0))
+        for step, decay in ((0.1, 0.0), (0.0, 0.1)):
+            assert private._rounding(np.array([-largest, 0]), step, decay) == np.spacing(np.float32(2))
+        assert private._rounding(np.array([largest]), 0.0, 0.0) == np.spacing(np.float32(1))
+
     def test_it_is_the_same_for_the_same_charge(self, config):
         at, request, reply, _ = self.asked(config)
         first, second = (private.shared_noise(at, request, reply, 3)(50, self.SCALE) for _ in range(2))

@@ -23,6 +23,7 @@ from common.tasks.heart import Heart
 from server import checks
 
 COUNTS = ("confusion", "histogram")
+KEY = bytes(range(32))
 
 
 def policy(least=5, **allow):
@@ -31,7 +32,7 @@ def policy(least=5, **allow):
 
 
 def shown(values, least=5, **allow):
-    return suppress(values, policy(least, **allow))
+    return suppress(values, policy(least, **allow), KEY)
 
 
 def sizes(array, least):
@@ -154,14 +155,22 @@ class TestJudged:
         counts = np.array([left, right], float)
         if left + right >= least:
             groups = int(counts.sum()) // least
-            assert np.abs(_gathered(counts, least) - counts).max() < -(-counts.sum() // groups)
+            assert np.abs(_gathered(counts, least, KEY) - counts).max() < -(-counts.sum() // groups)
+
+    def test_who_knows_all_patients_but_one_and_not_the_sites_secret_cannot_try_where_that_one_is(self):
+        """What left comes out for every place that the one may have, under some secret."""
+        known = np.array([4.0, 0, 3, 0, 5, 2, 0, 0])
+        left = _gathered(known + np.eye(8)[3], 5, KEY).tolist()
+        for place in range(8):
+            counts = known + np.eye(8)[place]
+            assert any(_gathered(counts, 5, bytes([secret])).tolist() == left for secret in range(256))
 
     @pytest.mark.parametrize("counts", [[97, 3], [96, 1, 3], [2, 0, 0, 3], [1] * 60])
     def test_on_average_every_patient_counts_as_before(self, counts):
         """The draw follows from the counts, so others are put behind them, far away, to draw again."""
         behind = [np.array([*counts, *[0] * 50, 500 + number], float) for number in range(2000)]
         least = 5
-        moved = np.mean([_gathered(each, least)[: len(counts)] for each in behind], axis=0)
+        moved = np.mean([_gathered(each, least, KEY)[: len(counts)] for each in behind], axis=0)
         np.testing.assert_allclose(moved, counts, atol=0.3)
 
     def test_metrics_that_must_stay_are_left_out_of_the_answer(self):
@@ -386,18 +395,18 @@ class TestEveryTask:
     def test_the_first_answer_passes_and_can_be_read(self, answer):
         task, reply = answer
         for least in (1, 5, 20):
-            kept = suppress(reply.statistics, policy(least))
+            kept = suppress(reply.statistics, policy(least), KEY)
             checks.check_enrolment(replace(reply, statistics=kept), task)
             assert json.dumps(task.fit(group("task", kept)))
             assert group("count", kept)["train"].sum() == 200
 
     def test_a_smallest_cell_of_one_changes_nothing(self, answer):
         _, reply = answer
-        kept = suppress(reply.statistics, policy(1))
+        kept = suppress(reply.statistics, policy(1), KEY)
         assert set(kept) == set(reply.statistics)
         for name, value in reply.statistics.items():
             np.testing.assert_array_equal(kept[name], value)
 
 
 def test_nothing_in_nothing_out():
-    assert suppress(Reply().statistics, policy()) == {}
+    assert suppress(Reply().statistics, policy(), KEY) == {}

@@ -24,7 +24,7 @@ def shown(statistics, least):
         Site("east", "heart", "heart.csv"),
         Allow(smallest_cell=least, statistics=Names(["count", "task"]), metrics=True),
     )
-    return group("test", suppress(prefixed("test", statistics), policy))
+    return group("test", suppress(prefixed("test", statistics), policy, b"secret"))
 
 
 @given(st.integers(0, 1000), st.integers(40, 200), st.integers(2, 12))
