@@ -6,18 +6,19 @@ It imports neither TensorFlow nor data. Which worker answers is settled by the n
 import importlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from flwr.app import ArrayRecord, Context, Error, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from client import secagg, service
 from client.hospital import Hospital
+from client.keeping import InContext, Keeping
 from client.secagg import Shield
-from client.worker import State, Worker
-from common import messages, wire
+from client.worker import Worker
+from common import messages
 from common.errors import FedwardError, PolicyRefused, UpdateRejected
 from common.messages import Reply
 
@@ -39,15 +40,16 @@ def plainly(_message: Message, answer: Answer) -> Message:
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a node's messages are answered: the worker, the hospital that the node stands for, what stands between message and answer, and what masks it there."""
+    """Where a node's messages are answered: the worker, the hospital that the node stands for, what stands between message and answer, what masks it there, and where the hospital keeps what lasts from round to round."""
 
     worker: Worker
     hospital: Hospital
     around: Callable[[Message, Answer], Message] = plainly
     shield: Shield | None = None
+    keeping: Keeping = field(default_factory=InContext)
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message; what the hospital keeps between rounds is in the context's state."""
+        """Answer a message."""
         return self.around(message, lambda: _answer(self, message, context))
 
 
@@ -82,23 +84,14 @@ def _answer(seat: Seat, message: Message, context: Context) -> Message:
     request = messages.unpack_request(message.content)
 
     def clear() -> Reply:
-        state = _load(context)
-        reply = seat.worker.answer(message.metadata.message_type, seat.hospital, request, state)
-        _store(context, state)
+        kind = message.metadata.message_type
+        state = seat.keeping.load(kind, request, context)
+        reply = seat.worker.answer(kind, seat.hospital, request, state)
+        seat.keeping.keep(kind, request, context, state)
         return reply
 
     reply = secagg.answer(seat.shield, message, context, request, clear) if seat.shield else clear()
     return Message(messages.pack_reply(reply), reply_to=message)
-
-
-def _load(context: Context) -> State:
-    record = context.state.get("hospital")
-    return wire.from_record(record) if isinstance(record, ArrayRecord) else {}
-
-
-def _store(context: Context, state: State) -> None:
-    if state:
-        context.state["hospital"] = wire.to_record(state)
 
 
 def _find(context: Context) -> Node:

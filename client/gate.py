@@ -56,7 +56,8 @@ class Gate:
             if asked.kind == EVALUATE and request.config.privacy.at_hospitals:
                 self.hospital.ledger.finish(request.run)  # a final model is judged once training is over
             policy.permits(self._policy(), asked)
-            _check_local(request)
+            if asked.kind == TRAIN:
+                _check_local(request)
             self._check_privacy(asked)
             self.audit.append("allowed", who)
             return self._answer(message, context, request, who)
@@ -162,7 +163,10 @@ class Gate:
 
 
 def _check_local(request: Request) -> None:
-    """Refuse a model of which a part would leave that the task keeps here, such as embeddings of patients: what is local is the task's to say, and not the run's."""
+    """Refuse to train a model of which a part would leave that the task keeps here, such as embeddings of patients: what is local is the task's to say, and not the run's.
+
+    Of a model that is judged nothing leaves but figures, so the local-only and centralised models beside a run may come whole.
+    """
     kept = task_of(request.config.task).local
     named = str(request.options.get("local-parts", "")).split(",")
     if "weights" in request.arrays and not set(kept) <= set(named):

@@ -21,6 +21,7 @@ from client.audit import LONGEST, AuditLog
 from client.data import vault
 from client.data.deidentify import keyed
 from client.gate import Gate
+from client.keeping import FOLDER, Sealed
 from client.ledger import Budget, Ledger
 from client.policy import read_policy
 from client.private import shared_noise
@@ -70,14 +71,17 @@ def serve(site: Site) -> None:
         sealed(site.folder, site.task), task_of(Choice(site.task)), site.vault_key(), site.name
     ).hospital(site.name)
     hospital = replace(hospital, ledger=open_ledger(site.folder), least=policy.limits.min_records)
-    _in_background(HOUR, hospital.ledger.forget)
+    keeping = Sealed(site.folder / FOLDER, site.vault_key(), site.name)
+    for forget in (hospital.ledger.forget, keeping.forget):
+        _in_background(HOUR, forget)
     backend.start(policy.limits.threads)
     _end_above(policy.limits.memory_mb)
     with AuditLog(site.folder / AUDIT, site.audit_key()) as audit:
         audit.append("started", {"version": version("fedward")})
         shield = Shield(site.identity, InMemory(), partial(shared_noise, hospital))
+        seat = Seat(Worker(), hospital, keeping=keeping)
         fingerprint, cells = str(site.federation["fingerprint"]), keyed(site.vault_key(), "small cells", b"")
-        gate = Gate(hospital, Seat(Worker(), hospital), site.folder / POLICY, audit, fingerprint, shield, cells)
+        gate = Gate(hospital, seat, site.folder / POLICY, audit, fingerprint, shield, cells)
         ready = partial(print, "ready", flush=True)
         service.serve(site.folder / SOCKET, guarded(gate), ready, ANSWER_SECONDS, policy.site.stub_group)
 

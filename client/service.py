@@ -1,7 +1,7 @@
 """The hospital's worker behind a Unix socket: the only way from the coordinator's bundle to the patients.
 
-What goes over it is Flower's own protobuf bytes, each with its length before it: a message and the node's context one way, the answer and what the
-hospital keeps between rounds the other way. Nothing is unpickled, nothing longer than `MOST` is read, and whoever runs the bundle needs
+What goes over it is Flower's own protobuf bytes, each with its length before it: a message and the node's context one way, the answer the
+other way; what the hospital keeps stays in the worker. Nothing is unpickled, nothing longer than `MOST` is read, and whoever runs the bundle needs
 no access but to the socket.
 """
 
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 def ask(path: Path, message: Message, context: Context) -> Message:
-    """Have the worker at ``path`` answer a message; the context gets its new state.
+    """Have the worker at ``path`` answer a message.
 
     Raises
     ------
@@ -51,13 +51,10 @@ def ask(path: Path, message: Message, context: Context) -> Message:
             _send(line, flower.message_bytes(message))
             _send(line, flower.context_bytes(context))
             reply = flower.message_from(_receive(line, None))
-            state = _receive(line, PATIENCE)
     except (OSError, EOFError):
         raise Unreachable(
             f"{path}: the hospital's worker does not answer; is 'fedward hospital start' running?"
         ) from None
-    if state:
-        context.state = flower.content_from(state)
     return reply
 
 
@@ -87,7 +84,6 @@ def serve(
                 with _ended_after(min(deadline, _patience(message))):
                     reply = answer(message, context)
                 _send(line, flower.message_bytes(reply))
-                _send(line, flower.content_bytes(context.state) if len(context.state) else b"")
 
 
 @contextmanager

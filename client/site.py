@@ -7,6 +7,7 @@
     certificate.pem authority.pem    since the hospital joined
     federation.json                  whom it joined, and where; the hospital has joined once this is there
     ledger.sqlite                    what was spent of the patients' privacy, since the worker first started
+    data/ kept/                      the patients, and what is kept of runs between rounds; sealed
 
 The hospital's rules, ``site.toml``, stand in the same folder and are read elsewhere.
 """

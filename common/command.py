@@ -12,13 +12,18 @@ if TYPE_CHECKING:
 
 
 def add(
-    commands: Any, act: Callable[[argparse.Namespace], int], prefix: str, meaning: str, example: str
+    commands: Any,
+    act: Callable[[argparse.Namespace], int],
+    prefix: str,
+    meaning: str,
+    example: str,
+    description: str = "",
 ) -> argparse.ArgumentParser:
-    """Add the command that ``example`` begins with, which does ``act``; ``prefix`` is what stands before it, as in ``fedward server``."""
+    """Add the command that ``example`` begins with, which does ``act``; ``prefix`` is what stands before it, as in ``fedward server``. Without a ``description`` its page begins with the meaning."""
     parser: argparse.ArgumentParser = commands.add_parser(
         example.split(maxsplit=1)[0],
         help=meaning,
-        description=f"{meaning[0].upper()}{meaning[1:]}.",
+        description=description or f"{meaning[0].upper()}{meaning[1:]}.",
         epilog=f"example: {prefix} {example}",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")

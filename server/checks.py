@@ -27,6 +27,7 @@ DTYPES = {
     "category": np.float64,
     "code": np.object_,
     "codes": np.object_,
+    "name": np.object_,
     "image": np.uint8,
     "series": np.float32,
     "sequence": np.object_,

@@ -8,13 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.command import add
 from common.config import assign, merge
 from common.errors import FedwardError, UsageError
 
 if TYPE_CHECKING:
     from simulations.scenario import Scenario
 
-EXAMPLE = "example: fedward simulate heart --rounds 10 --set strategy.name=fedprox --set strategy.mu=0.1"
+EXAMPLE = "simulate heart --rounds 10 --set strategy.name=fedprox --set strategy.mu=0.1"
 SCENARIO = "a task or scenario by name, the path of a scenario file (.toml), or your own task as FILE.py:NAME"
 # Options that are short for a --set, with the setting they set.
 SHORT = {
@@ -44,11 +45,13 @@ def add_parsers(subparsers: Any) -> None:
 
 
 def _add_simulate(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "simulate",
-        help="train over virtual hospitals on this computer",
-        description="Train a shared model over virtual hospitals, beside local-only and centralised training; leaves a run folder with a report.",
-        epilog=EXAMPLE,
+    parser = add(
+        subparsers,
+        simulate,
+        "fedward",
+        "train over virtual hospitals on this computer",
+        EXAMPLE,
+        "Train a shared model over virtual hospitals, beside local-only and centralised training; leaves a run folder with a report.",
     )
     parser.add_argument("scenario", nargs="?", help=SCENARIO)
     _add_settings(parser)
@@ -56,16 +59,16 @@ def _add_simulate(subparsers: Any) -> None:
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are made (default: runs)"
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run of this folder")
-    parser.add_argument("--json", action="store_true", help="print the record as JSON instead of tables")
-    parser.set_defaults(run=simulate)
 
 
 def _add_sweep(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "sweep",
-        help="run a scenario under many settings and seeds",
-        description="Run a scenario under every combination of settings, over several seeds, and compare them. The same command again goes on where it stopped.",
-        epilog="example: fedward sweep heart --grid strategy.name=fedavg,fedprox --seeds 5",
+    parser = add(
+        subparsers,
+        sweep,
+        "fedward",
+        "run a scenario under many settings and seeds",
+        "sweep heart --grid strategy.name=fedavg,fedprox --seeds 5",
+        "Run a scenario under every combination of settings, over several seeds, and compare them. The same command again goes on where it stopped.",
     )
     parser.add_argument("scenario", help=SCENARIO)
     parser.add_argument(
@@ -74,8 +77,6 @@ def _add_sweep(subparsers: Any) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 1 to N (default: 1)")
     _add_settings(parser, without=("seed",))
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the sweep (default: runs/sweep-SCENARIO)")
-    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
-    parser.set_defaults(run=sweep)
 
 
 def _add_settings(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common import command
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -16,12 +18,13 @@ GAP = 3
 
 def add_parsers(subparsers: Any) -> None:
     """Add the sub-command to the command line."""
-    parser = subparsers.add_parser(
-        "compare",
-        help="put runs side by side: mean and standard deviation over seeds",
-        description="Put runs of one task and data set side by side, grouped by the settings in which they differ other than the seed.",
-        epilog="example: fedward compare runs/heart-* --metric accuracy --latex table.tex",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command.add(
+        subparsers,
+        run,
+        "fedward",
+        "put runs side by side: mean and standard deviation over seeds",
+        "compare runs/heart-* --metric accuracy --latex table.tex",
+        "Put runs of one task and data set side by side, grouped by the settings in which they differ other than the seed.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, such as runs/heart-0001")
     parser.add_argument(
@@ -32,8 +35,6 @@ def add_parsers(subparsers: Any) -> None:
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV, with numbers in full")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw the table as a PNG picture")
-    parser.add_argument("--json", action="store_true", help="print JSON for machines instead of the table")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

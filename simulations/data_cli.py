@@ -4,17 +4,17 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common import command
 from common.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from common.tasks.task import Array, Column
     from simulations.datasets.dataset import Dataset, Table
 
 
@@ -30,7 +30,12 @@ def add_parsers(subparsers: Any) -> None:
     _add(below, list_all, "list all data sets", "list --json")
     _add(below, get, "download a data set, with its checksum", "get pneumonia")
     _add(below, show, "show origin, licence, classes and hospitals of a data set", "show heart")
-    export_ = _add(below, export, "write one CSV file a hospital, as for 'hospital init'", "export heart ./csv")
+    export_ = _add(
+        below,
+        export,
+        "write one CSV file a hospital, or a folder of them, as for 'hospital init'",
+        "export heart ./csv",
+    )
     export_.add_argument("folder", metavar="FOLDER", type=Path, help="where the files go; it is made if need be")
 
 
@@ -91,18 +96,22 @@ def show(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Run ``fedward data export NAME FOLDER``."""
+    from client.data import long
+    from common.config import Choice
+    from common.tasks import task_of
     from simulations.datasets import dataset_of
     from simulations.datasets.fetch import load
 
     dataset = dataset_of(args.name)
-    table = load(dataset)
-    if table.hospital is None or any(np.asarray(values).dtype.kind not in "fiu" for values in table.records.values()):
+    table, task = load(dataset), task_of(Choice(dataset.task, tuple(dataset.task_settings.items())))
+    if table.hospital is None or any(column.kind in ("image", "text", "sequence") for column in task.columns):
         raise UsageError(
-            f"data set {dataset.name}: only tables of numbers from named hospitals can be exported, as heart"
+            f"data set {dataset.name}: only tables of numbers and codes from named hospitals can be exported, as heart"
         )
     written = [
-        write_csv(args.folder / f"{name}.csv", table, np.flatnonzero(table.hospital == name))
+        file
         for name in np.unique(table.hospital).tolist()
+        for file in _write(args.folder, name, table, task.columns, long.columns_of(task))
     ]
     if args.json:
         _print_json([{"file": str(path), "rows": rows} for path, rows in written])
@@ -111,10 +120,43 @@ def export(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_csv(path: Path, table: "Table", rows: NDArray[np.intp]) -> tuple[Path, int]:
-    """Write rows of a table of numbers; the label is the number of its class, and an empty cell is a missing value."""
-    columns = {**table.records, table.target: table.label}
-    cells = [["" if np.isnan(value) else f"{value:.15g}" for value in values[rows]] for values in columns.values()]
+def _write(
+    folder: Path, name: str, table: "Table", columns: Sequence["Column"], apart: Sequence["Column"]
+) -> list[tuple[Path, int]]:
+    """Write one hospital's rows; with columns ``apart``, which have long tables, a folder of tables in which rows have names, patients numbers, and artefacts are empty cells."""
+    rows = np.flatnonzero(table.hospital == name)
+    plain = {**table.records, table.target: table.records[table.target] if apart else table.label}
+    if not apart:
+        return [write_csv(folder / f"{name}.csv", {key: values[rows] for key, values in plain.items()})]
+    inside = {key: values[rows] for key, values in plain.items() if key not in {column.name for column in apart}}
+    for column in (each for each in columns if each.kind == "number"):
+        values = inside[column.name]
+        inside[column.name] = np.where((values >= column.low) & (values <= column.high), values, np.nan)
+    named = {"stay": np.array([f"{row}" for row in rows], object), "patient": table.whose[rows]} | inside
+    tables = {"rows": named} | {
+        column.name: _lines(column, table.records[column.name][rows], named["stay"]) for column in apart
+    }
+    return [write_csv(folder / name / f"{key}.csv", columns) for key, columns in tables.items()]
+
+
+def _lines(column: "Column", values: "Array", stay: "Array") -> dict[str, "Array"]:
+    """Return a column as a long table: of a series every value that is known, of codes all in their order."""
+    if column.kind == "series":
+        row, hour, variable = np.nonzero(~np.isnan(values))
+        measured = np.array([each.name for each in column.variables], object)[variable]
+        return {"stay": stay[row], "time": hour, "code": measured, "value": values[row, hour, variable]}
+    from common.tasks.codes import codes_of
+
+    found = [
+        (name, time, code) for name, cell in zip(stay, values, strict=True) for time, code in enumerate(codes_of(cell))
+    ]
+    names, times, codes = (np.array(each, object) for each in zip(*found, strict=True))
+    return {"stay": names, "time": times, "code": codes}
+
+
+def write_csv(path: Path, columns: Mapping[str, "Array"]) -> tuple[Path, int]:
+    """Write columns, and return the file and its rows; an empty cell is a missing value."""
+    cells = [[_cell(value) for value in values.tolist()] for values in columns.values()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", newline="") as file:
@@ -123,7 +165,13 @@ def write_csv(path: Path, table: "Table", rows: NDArray[np.intp]) -> tuple[Path,
             writer.writerows(zip(*cells, strict=True))
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
-    return path, len(rows)
+    return path, len(cells[0])
+
+
+def _cell(value: str | float) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if np.isnan(value) else f"{value:.15g}"
 
 
 def summary(dataset: "Dataset") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common import command
 from common.config import assign, merge
 from common.errors import FedwardError, UsageError, nearest
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from simulations.attacks.attack import Pair
     from simulations.privacy_study import Cell, Line, Verdict
 
-EXAMPLE = "example: fedward privacy heart --epsilon 1,3,inf --seeds 5 --limit epsilon=3 --limit tpr=0.05"
+EXAMPLE = "privacy heart --epsilon 1,3,inf --seeds 5 --limit epsilon=3 --limit tpr=0.05"
 REFUSED = 3
 """Exit code where limits were given and no model is inside them."""
 
@@ -25,12 +26,14 @@ FEWEST_SHADOWS = 8
 
 def add_parsers(subparsers: Any) -> None:
     """Add the command."""
-    parser = subparsers.add_parser(
-        "privacy",
-        help="measure what privacy costs and what attackers get",
-        description="Train a scenario without privacy and under several epsilons, with noise of each hospital, with noise shared under secure aggregation and, among many hospitals, with central noise, and attack every run; "
+    parser = command.add(
+        subparsers,
+        run,
+        "fedward",
+        "measure what privacy costs and what attackers get",
+        EXAMPLE,
+        "Train a scenario without privacy and under several epsilons, with noise of each hospital, with noise shared under secure aggregation and, among many hospitals, with central noise, and attack every run; "
         "leaves a figure, privacy.csv, a table for LaTeX and privacy.md. The same command again goes on where it stopped. Exit code 3: nothing is inside the limits.",
-        epilog=EXAMPLE,
     )
     parser.add_argument(
         "scenario", metavar="TASK", help="a task or scenario by name, or the path of a scenario file (.toml)"
@@ -64,8 +67,6 @@ def add_parsers(subparsers: Any) -> None:
         help="what a release is held to: epsilon, bound, tpr, auc, psnr (at most), utility (at least)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: runs/privacy-TASK)")
-    parser.add_argument("--json", action="store_true", help="print JSON for machines")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

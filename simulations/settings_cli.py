@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from common import command
 from common.config import RunConfig, describe
 
 Row = tuple[str, str, str]
@@ -16,15 +17,15 @@ PREFACE = (
 
 def add_parsers(subparsers: Any) -> None:
     """Add the command."""
-    parser = subparsers.add_parser(
-        "settings",
-        help="list every setting with its default and its limits",
-        description="List every setting of a scenario file or --set, with its default, its meaning and its limits.",
-        epilog="example: fedward settings --markdown > settings.md",
+    parser = command.add(
+        subparsers,
+        run,
+        "fedward",
+        "list every setting with its default and its limits",
+        "settings --markdown > settings.md",
+        "List every setting of a scenario file or --set, with its default, its meaning and its limits.",
     )
     parser.add_argument("--markdown", action="store_true", help="print Markdown, as in docs/settings.md")
-    parser.add_argument("--json", action="store_true", help="print JSON for machines")
-    parser.set_defaults(run=run)
 
 
 def sections() -> Iterator[tuple[str, list[Row]]]:

@@ -8,26 +8,27 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from common import command
 from common.errors import DataError, UsageError
 
 KINDS = ("tabular", "images", "text", "sequence")
-EXAMPLE = "example: fedward template tabular my_task.py && fedward simulate ./my_task.py:task --data my_task.csv"
+EXAMPLE = "template tabular my_task.py && fedward simulate ./my_task.py:task --data my_task.csv"
 PATIENTS = 120
 SIZE = 28
 
 
 def add_parsers(subparsers: Any) -> None:
     """Add the command."""
-    parser = subparsers.add_parser(
-        "template",
-        help="write the skeleton of a task of your own",
-        description="Write the skeleton of a task for a table, a folder of images, texts or sequences, and beside it a small made-up data set of two hospitals.",
-        epilog=EXAMPLE,
+    parser = command.add(
+        subparsers,
+        template,
+        "fedward",
+        "write the skeleton of a task of your own",
+        EXAMPLE,
+        "Write the skeleton of a task for a table, a folder of images, texts or sequences, and beside it a small made-up data set of two hospitals.",
     )
     parser.add_argument("kind", choices=KINDS, help="what the data are")
     parser.add_argument("file", type=Path, help="the task's file to write, such as my_task.py")
-    parser.add_argument("--json", action="store_true", help="print the paths written as JSON")
-    parser.set_defaults(run=template)
 
 
 def template(args: argparse.Namespace) -> int:

@@ -140,6 +140,17 @@ def codes(cells: Sequence[str], place: Place) -> Array:
     return values
 
 
+def several(cells: Sequence[str], place: Place, task: Task, draft: Draft) -> Array:
+    """Return a column of cells that have one code a line, in order, without empty lines; a label without any is a problem."""
+    values = np.full(len(cells), "", object)
+    for position, cell in enumerate(cells):
+        found = [line.strip() for line in cell.splitlines() if fold(line) not in place.missing]
+        values[position] = "\n".join(found)
+        if not found and place.column.name == task.label:
+            draft.cell("missing label", "expected codes, one a line", position, place.shown)
+    return values
+
+
 def dates(cells: Sequence[str], place: Place, draft: Draft) -> NDArray[np.float64]:
     """Return a column of dates as days since 31 December of the year 0; missing and bad cells are NaN."""
     values = np.full(len(cells), np.nan)

@@ -80,6 +80,8 @@ def deidentify(imported: Imported, task: Task, key: bytes) -> Deidentified:
             old = records[column.name] > OLDEST
             records[column.name] = np.where(old, float(OLDEST), records[column.name])
             capped |= {column.name: int(old.sum())} if old.any() else {}
+        elif column.kind == "name":
+            records[column.name] = _renamed(records[column.name], key)
     numbered = imported.patients is not None
     patients = _hashed(records, imported.patients, key)
     hashed = len(set(patients.tolist())) if numbered else 0
@@ -137,6 +139,13 @@ def _scrubbed(texts: Array, column: str, masked: Counter[tuple[str, str]]) -> Ar
         for kind, count in found.items():
             masked[kind, column] += count
     return clean
+
+
+def _renamed(names: Array, key: bytes) -> Array:
+    """Return the hex of a keyed hash for every name; where there is none, none."""
+    hashes = np.full(len(names), "", object)
+    hashes[:] = [name and keyed(key, "name", name.encode("utf-8", "surrogatepass")).hex() for name in names]
+    return hashes
 
 
 def _hashed(records: Records, patients: Array | None, key: bytes) -> Array:

@@ -101,6 +101,11 @@ class Draft:
         self.bad.add(position)
         self.problems.append(Problem(kind, expected, self.lines[position], column))
 
+    def line(self, problem: Problem, position: int) -> None:
+        """Take down a problem of a line of another table, which spoils the row that the line belongs to."""
+        self.bad.add(position)
+        self.problems.append(problem)
+
     def report(self, *, drop: bool) -> Report:
         """Return the finished report."""
         return Report(self.file, len(self.lines), len(self.bad), tuple(self.problems), tuple(self.notes), drop)

@@ -54,6 +54,12 @@ class DataMapping:
     columns: Mapping[str, ColumnMapping] = field(default_factory=dict)
     missing: tuple[str, ...] = MISSING
     header: tuple[str, ...] = ()
+    row: Annotated[str, "a folder of tables: the column by which long tables name the row that a line belongs to"] = (
+        "stay"
+    )
+    time: Annotated[str, "long tables: the column with the hours since the stay began, as 7.5 or 07:30"] = "time"
+    code: Annotated[str, "long tables: the column that says what was measured or done"] = "code"
+    value: Annotated[str, "long tables: the column with what was measured"] = "value"
 
     def of(self, name: str) -> ColumnMapping:
         """Return how the task's column of this name is written."""
@@ -101,8 +107,13 @@ def mapping_of(table: Table, task: Task, path: str = "data") -> DataMapping:
 
 
 def label_column(task: Task) -> Column:
-    """Return the label as a category whose codes are the class numbers, or as the amount it is."""
+    """Return the label as a category whose codes are the class numbers, or as the number or the codes it is."""
     return task.amount or Column(task.label, "category", "the class", codes=tuple(range(len(task.classes))))
+
+
+def variables_of(task: Task) -> list[Column]:
+    """Return what time series measure; the hospital writes each of these as it writes a column, its code being the name."""
+    return [variable for column in task.columns for variable in column.variables]
 
 
 def codes_of(task: Task, column: Column, codes: Mapping[str, Any]) -> dict[str, float]:
@@ -138,7 +149,7 @@ def commented(task: Task) -> str:
         '# missing = ["", "NA", "?"]  # cells that mean: not measured',
         "# header = []  # names, where the file has none",
     ]
-    for column in (*task.columns, label_column(task)):
+    for column in (*task.columns, *variables_of(task), label_column(task)):
         lines += ["", f"# {_described(column, task)}", f"[data.columns.{column.name}]", f'name = "{column.name}"']
         lines += [f'# unit = "{column.unit}"'] if column.unit else []
         lines += ["# codes = { " + _example_codes(column) + " }"] if column.kind == "category" else []
@@ -180,7 +191,7 @@ def _check_file(mapping: DataMapping, path: str) -> None:
 
 
 def _columns(table: Any, task: Task, path: str) -> dict[str, ColumnMapping]:
-    known = {column.name: column for column in (*task.columns, label_column(task))}
+    known = {column.name: column for column in (*variables_of(task), *task.columns, label_column(task))}
     if not isinstance(table, Mapping):
         raise ConfigError(f"{path}: expected a table with the task's columns, such as [{path}.{task.label}]")
     for name in table:
@@ -221,7 +232,7 @@ def _check_kind(how: ColumnMapping, column: Column, task: Task, path: str) -> No
         raise ConfigError(f"{path}: unit and date are for numbers; this column is a {column.kind}")
     if how.date and (units.canonical(column.unit) != "days" or "%" not in how.date):
         raise ConfigError(f"{path}.date: expected a form such as %Y-%m-%d, and a column of the task in days")
-    if how.absent and (column.name == task.label or column.kind not in ("number", "category", "code")):
+    if how.absent and (column.name == task.label or column.kind not in ("number", "category", "code", "name")):
         raise ConfigError(f"{path}.absent: the label, images, texts and sequences can't be absent")
     try:
         units.convert(np.zeros(1), column, how.unit, how.substance)

@@ -11,7 +11,7 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -121,7 +121,8 @@ def taken(
         return Imported(report, left_out=left_out or {})
     good = np.array([position for position in range(report.rows) if position not in draft.bad], np.int64)
     records = take(records, good)
-    records[task.label] = records[task.label].astype(np.float64 if task.amount else np.int64)
+    kind = label_column(task).kind
+    records[task.label] = records[task.label].astype({"category": np.int64, "number": np.float64}.get(kind, object))
     return Imported(report, records, None if patients is None else patients[good], left_out or {})
 
 
@@ -317,22 +318,17 @@ def _values(
 ) -> Array:
     place = cells.place_of(column, mapping)
     if place.how.absent:
-        return np.full(
-            len(sheet.rows), "" if column.kind == "code" else np.nan, object if column.kind == "code" else float
-        )
+        text_kind = column.kind in ("code", "name")
+        return np.full(len(sheet.rows), "" if text_kind else np.nan, object if text_kind else float)
     values = sheet.column(places[column.name])
-    if column.kind in ("text", "sequence"):
-        return (cells.texts if column.kind == "text" else cells.sequences)(values, place, draft)
-    if column.kind == "category":
-        return cells.categories(values, place, task, draft)
     if place.how.date:
         return cells.dates(values, place, draft)
-    if text.class_of_cells(values) in ("CN-ID", "PHONE"):
+    if column.kind in ("number", "code", "codes") and text.class_of_cells(values) in ("CN-ID", "PHONE"):
         draft.whole(
             "identifier", "holds identity or telephone numbers, not measurements; name another column", place.shown
         )
         return np.full(len(values), np.nan)
-    return cells.codes(values, place) if column.kind == "code" else _amounts(values, place, task, draft)
+    return _READINGS[column.kind](values, place, task, draft)
 
 
 def _amounts(values: list[str], place: cells.Place, task: Task, draft: Draft) -> Array:
@@ -344,6 +340,17 @@ def _amounts(values: list[str], place: cells.Place, task: Task, draft: Draft) ->
             what = "missing label" if place.column.name == task.label else "missing value"
             draft.cell(what, f"expected a number of {place.column.unit}", position, place.shown)
     return amounts
+
+
+_READINGS: Mapping[str, Callable[[list[str], cells.Place, Task, Draft], Array]] = {
+    "number": _amounts,
+    "category": cells.categories,
+    "code": lambda values, place, _task, _draft: cells.codes(values, place),
+    "name": lambda values, place, _task, _draft: cells.codes(values, place),
+    "codes": cells.several,
+    "text": lambda values, place, _task, draft: cells.texts(values, place, draft),
+    "sequence": lambda values, place, _task, draft: cells.sequences(values, place, draft),
+}
 
 
 def _intervals(

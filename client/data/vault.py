@@ -33,6 +33,7 @@ from common.errors import DataError
 from common.tasks.task import Array, Task
 
 MAGIC = b"fedward vault\n"
+PURPOSE = b"fedward vault 1"
 VERSION = 1
 ALIGN = 16
 LONGEST_HEADER = 64 * 1024
@@ -71,12 +72,12 @@ def seal(path: Path, parts: Parts, task: Task, key: bytes, site: str) -> Header:
 
     def fill(file: BinaryIO) -> None:
         file.write(start)
-        sealed = sealing.Sealing(file, _cipher(key, salt), hashlib.sha256(start).digest())
+        sealed = sealing.Sealing(file, cipher_of(key, bytes.fromhex(salt), PURPOSE), hashlib.sha256(start).digest())
         for buffer in buffers:
             sealed.write(buffer)
         sealed.close()
 
-    _write(path, fill)
+    write(path, fill)
     return header
 
 
@@ -97,12 +98,44 @@ def unseal(path: Path, task: Task, key: bytes, site: str) -> Parts:
     opened, at, source = bytearray(header.size), 0, BytesIO(content)
     source.seek(start)
     try:
-        for chunk in sealing.opened(source, _cipher(key, header.salt), hashlib.sha256(content[:start]).digest()):
+        for chunk in sealing.opened(
+            source, cipher_of(key, bytes.fromhex(header.salt), PURPOSE), hashlib.sha256(content[:start]).digest()
+        ):
             opened[at : at + len(chunk)] = chunk
             at += len(chunk)
     except InvalidTag:
         raise _damaged(path) from None
     return _unpacked(opened)
+
+
+def cipher_of(key: bytes, salt: bytes, purpose: bytes) -> AESGCM:
+    """Return the cipher of one file, by the site's key, the file's own random salt, and what the file is for."""
+    return AESGCM(HKDF(SHA256(), 32, salt, purpose).derive(key))
+
+
+def write(path: Path, fill: Callable[[BinaryIO], None]) -> None:
+    """Write a file that only its owner may read: beside it under another name, flushed to disk, then renamed over it.
+
+    Raises
+    ------
+    DataError
+        When it cannot be written; what stood there before still does.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.unlink(missing_ok=True)
+        # Made anew, never followed, and closed to others from the first byte on.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        with suppress(OSError):  # on a disk that is read-only not even that
+            temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from None
 
 
 def header_of(path: Path) -> Header:
@@ -198,10 +231,6 @@ def _values(entry: Mapping[str, Any], buffer: memoryview) -> Array:
     return values
 
 
-def _cipher(key: bytes, salt: str) -> AESGCM:
-    return AESGCM(HKDF(SHA256(), 32, bytes.fromhex(salt), b"fedward vault 1").derive(key))
-
-
 def _name_of(key: bytes) -> str:
     return keyed(key, "vault key", b"")[:8].hex()
 
@@ -213,25 +242,6 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path}: there is no vault; import the data with: fedward hospital init") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _write(path: Path, fill: Callable[[BinaryIO], None]) -> None:
-    """Write a file that only its owner may read: beside it under another name, flushed to disk, then renamed over it."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.unlink(missing_ok=True)
-        # Made anew, never followed, and closed to others from the first byte on.
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        with suppress(OSError):  # on a disk that is read-only not even that
-            temporary.unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from None
 
 
 def _sync(folder: Path) -> None:

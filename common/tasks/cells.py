@@ -10,7 +10,7 @@ from common.config import Range
 from common.errors import DataError
 from common.tasks import pictures
 from common.tasks.objective import MULTICLASS
-from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
+from common.tasks.task import Column, Examples, Preparation, Records, Task, told
 
 CLASSES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil")
 COLUMNS = (
@@ -93,7 +93,7 @@ class Cells(pictures.Changes):
 
 def classify(records: Records) -> NDArray[np.int32]:
     """Return the class numbers; without a column ``label``, 0. Raise `DataError` for a number that is no class."""
-    label = np.asarray(records.get("label", np.zeros(rows_of(records))))
+    label = told(records, "label")
     wrong = np.flatnonzero(~np.isin(label, np.arange(len(CLASSES))))
     if len(wrong):
         raise DataError(

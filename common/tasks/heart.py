@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from common.config import Range
 from common.tasks.objective import BINARY
 from common.tasks.tabular import Tabular
-from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
+from common.tasks.task import Column, Examples, Preparation, Records, Task, told
 
 COLUMNS = (
     Column("age", "number", "age", "years", 18, 100),
@@ -88,4 +88,4 @@ def encode(records: Records, preparation: Preparation) -> Examples:
 
 def classify(records: Records) -> NDArray[np.int32]:
     """Return 1 where disease is present (``num`` from 1 to 4); without that column, 0."""
-    return (np.asarray(records.get("num", np.zeros(rows_of(records)))) > 0).astype(np.int32)
+    return (told(records, "num") > 0).astype(np.int32)

@@ -11,7 +11,7 @@ from common.errors import DataError
 from common.statistics import Statistics
 from common.tasks import series
 from common.tasks.objective import BINARY
-from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
+from common.tasks.task import Column, Examples, Preparation, Records, Task, told
 
 HOURS = 48
 
@@ -181,7 +181,7 @@ def fit(statistics: Statistics) -> Preparation:
 
 def classify(records: Records) -> NDArray[np.int32]:
     """Return 1 where the patient died in hospital; without that column, 0."""
-    return (np.asarray(records.get("death", np.zeros(rows_of(records)))) > 0).astype(np.int32)
+    return (told(records, "death") > 0).astype(np.int32)
 
 
 def _known(records: Records) -> tuple[series.Floats, series.Floats]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from common.config import Range
 from common.tasks.objective import BINARY, REGRESSION
 from common.tasks.tabular import Tabular
-from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
+from common.tasks.task import Column, Examples, Preparation, Records, Task, one_class, told
 
 LABS = {
     50868: Column("anion_gap", "number", "anion gap", "mEq/L", 0, 60),
@@ -94,16 +94,14 @@ class Mimic:
 
     def encode(self, records: Records, preparation: Preparation) -> Examples:
         """Return encoded rows, and class numbers or days."""
-        stay = np.asarray(records.get(DAYS.name, np.zeros(rows_of(records)))).astype(np.float32)
+        stay = told(records, DAYS.name).astype(np.float32)
         return Examples(
             self.table.encode(records, preparation), stay if self.target == "stay" else self.classify(records)
         )
 
     def classify(self, records: Records) -> NDArray[np.int32]:
         """Return 1 for who died in hospital; without that column, or where days are learnt, 0."""
-        nobody = np.zeros(rows_of(records))
-        died = nobody if self.target == "stay" else records.get("hospital_expire_flag", nobody)
-        return np.asarray(died).astype(np.int32)
+        return one_class(records) if self.target == "stay" else told(records, "hospital_expire_flag").astype(np.int32)
 
     def network(self, preparation: Preparation) -> Any:
         """Return the Keras model: encoded rows in; one logit, or the days, out."""

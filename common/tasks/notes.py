@@ -13,7 +13,7 @@ from common.privacy.noise import Noise
 from common.statistics import Statistics
 from common.tasks import text
 from common.tasks.objective import MULTICLASS
-from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
+from common.tasks.task import Column, Examples, Preparation, Records, Task, told
 
 ABOVE = 4.75
 """Standard deviations of its noise that a count stands above: of all buckets that no record has, one in four hospitals then keeps one."""
@@ -132,7 +132,7 @@ class Notes:
 
     def classify(self, records: Records) -> NDArray[np.int32]:
         """Return the class numbers; without a column ``label``, 0. Raise `DataError` for a number that is no class."""
-        label = np.asarray(records.get("label", np.zeros(rows_of(records))))
+        label = told(records, "label")
         wrong = np.flatnonzero(~np.isin(label, np.arange(len(self.names()))))
         if len(wrong):
             raise DataError(

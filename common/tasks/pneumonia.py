@@ -12,7 +12,7 @@ from common.errors import DataError
 from common.privacy.noise import Noise
 from common.statistics import Statistics
 from common.tasks.objective import BINARY
-from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
+from common.tasks.task import Column, Examples, Preparation, Records, Task, told
 
 SIDE = 28
 COLUMNS = (Column("image", "image", "frontal chest X-ray", "grey level", 0, 255, shape=(SIDE, SIDE)),)
@@ -133,7 +133,7 @@ def encode(records: Records, _preparation: Preparation) -> Examples:
 
 def classify(records: Records) -> NDArray[np.int32]:
     """Return 1 where pneumonia is present (``label`` 1); without that column, 0."""
-    return (np.asarray(records.get("label", np.zeros(rows_of(records)))) > 0).astype(np.int32)
+    return (told(records, "label") > 0).astype(np.int32)
 
 
 def images_of(records: Records) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from common.config import Range
 from common.tasks.objective import BINARY, REGRESSION
 from common.tasks.tabular import Tabular
-from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
+from common.tasks.task import Column, Examples, Preparation, Records, Task, one_class, told
 
 DOSES = ("No", "Steady", "Up", "Down")
 DRUGS = (
@@ -145,14 +145,9 @@ class Readmission:
 
 def classify(records: Records) -> NDArray[np.int32]:
     """Return 1 where the patient came back within 30 days; without that column, 0."""
-    return np.asarray(records.get("readmitted", np.zeros(rows_of(records)))).astype(np.int32)
+    return told(records, "readmitted").astype(np.int32)
 
 
 def days(records: Records) -> NDArray[np.float32]:
     """Return the length of the stay, in days; without that column, 0."""
-    return np.asarray(records.get(DAYS.name, np.zeros(rows_of(records)))).astype(np.float32)
-
-
-def one_class(records: Records) -> NDArray[np.int32]:
-    """Return the class that all patients of an amount are in."""
-    return np.zeros(rows_of(records), np.int32)
+    return told(records, DAYS.name).astype(np.float32)

@@ -1,23 +1,125 @@
-"""What the tasks that recommend treatments share: the objective, code lists, and what may never be recommended."""
+"""What the tasks that recommend treatments share: settings, code lists, the objective, and what may never be recommended."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common import ranking
+from common.config import Range
 from common.errors import ConfigError
 from common.intervals import UNDEFINED, Estimate
+from common.privacy.noise import Noise
 from common.statistics import Statistics
 from common.tasks import codes
 from common.tasks.objective import Objective, Scores
+from common.tasks.task import Array, Column, Examples, Preparation, Records, Task, one_class, rows_of
+from common.tasks.text import BUCKETS
 
 NEVER = -1e9
 """What stands for minus infinity within a model: a softmax gives it nothing, and no gradient passes."""
 Rules = Mapping[int, tuple[int, ...]]
 """From the bucket of a condition to those of the treatments that it rules out."""
+
+
+@dataclass(frozen=True)
+class Recommender(ABC):
+    """Settings that the tasks share, and the walk of a record up to its encoding. ``known`` is the column of what is known of a row, ``label`` that of the treatments to recommend.
+
+    Guarantee
+    ---------
+    No code leaves a hospital that fewer than ``minimum_records`` of its records hold: it reports buckets of hashed codes, as the task ``notes`` does, and what is
+    said there of guessing holds here. A treatment that a line of ``contraindications`` rules out for what is known of a row is never recommended, whatever the weights
+    of the model: it is closed by the hospital, in what it gives to the model.
+
+    Edge cases
+    ----------
+    - A rule counts for all that is known, not only for what the model reads. A code that is written in another way is another code.
+    - A treatment that was given in spite of a rule is not learnt and not counted as missed.
+    """
+
+    known: ClassVar[str]
+    label: ClassVar[str]
+
+    treatments: Annotated[int, Range(1, 4096), "largest count of treatments that can be recommended"] = 128
+    codes: Annotated[int, Range(1, BUCKETS), "largest count of codes that the model reads"] = 512
+    k: Annotated[int, Range(1, 1000), "length of the list that is judged"] = 10
+    contraindications: Annotated[str, "a table: one CONDITION > TREATMENT a line, codes as in the records"] = ""
+    minimum_hospitals: Annotated[
+        int, Range(1, 1_000_000), "hospitals that must have a code for the list to keep it"
+    ] = 2
+    minimum_records: Annotated[int, Range(1, 1_000_000), "records a hospital must have a code in to report it"] = 3
+
+    @abstractmethod
+    def encode(self, records: Records, preparation: Preparation) -> Examples:
+        """Return what the model reads, which ends with 1 for every treatment that is closed to the row, and the treatments to learn."""
+
+    @abstractmethod
+    def network(self, preparation: Preparation) -> Any:
+        """Return the Keras model."""
+
+    def task(
+        self,
+        name: str,
+        title: str,
+        columns: tuple[Column, ...],
+        loss: Any,
+        parts: Mapping[str, tuple[str, ...]],
+        defaults: Mapping[str, Any],
+        local: tuple[str, ...] = (),
+    ) -> Task:
+        """Return the task; ``loss`` takes labels and what the model gives."""
+        rules_of(self.contraindications)
+        return Task(
+            name=name,
+            title=title,
+            columns=columns,
+            label=self.label,
+            classes=("all",),
+            objective=objective(self.treatments, min(self.k, self.treatments), loss),
+            summarise=self.summarise,
+            fit=self.fit,
+            encode=self.encode,
+            classify=one_class,
+            build=self.network,
+            noised=self.noised,
+            amount=Column(self.label, "codes", "the treatments, one code a line"),
+            parts=parts,
+            local=local,
+            defaults=defaults,
+            summary=f"in how many of its records each of {BUCKETS:,} hash buckets of codes occurs, where {self.minimum_records} or more do",
+        )
+
+    def summarise(self, records: Records) -> Statistics:
+        """Count the records that hold each code, in what is known and among the treatments; and mark those codes, and this hospital."""
+        return codes.counted([records[self.known], self.labels(records)], self.minimum_records)
+
+    def noised(self, statistics: Statistics, noise: Noise) -> Statistics:
+        """Noise the counts; see `common.tasks.codes.noised`."""
+        return codes.noised(statistics, noise, self.minimum_records)
+
+    def fit(self, statistics: Statistics) -> Preparation:
+        """Return the buckets of the codes that the model reads and of the treatments to recommend, the most frequent first, and how common each of these is."""
+        read, treatments = codes.kept(statistics, self.minimum_hospitals, (self.codes, self.treatments))
+        common = popularity(statistics["records"][1][treatments], self.treatments)
+        return {"codes": read, "treatments": treatments, "popularity": common}
+
+    def labels(self, records: Records) -> Array:
+        """Return the treatments to recommend, or nothing where the records do not tell."""
+        return np.asarray(records.get(self.label, np.full(rows_of(records), "", object)))
+
+    def open(
+        self, records: Records, found: list[list[int]], preparation: Preparation, *, given: bool
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Return what is `closed` to every row whose known buckets are ``found``, and of the other treatments those to learn, both ``(n, treatments)``."""
+        listed, rules = preparation["treatments"], rules_of(self.contraindications)
+        shut = closed(found, listed, self.treatments, rules, given=given)
+        came = codes.marked(codes.places(codes.buckets(self.labels(records)), listed), self.treatments)
+        return shut, came * ~shut
 
 
 def objective(width: int, k: int, loss: Any) -> Objective:

@@ -3,6 +3,7 @@
 ``forest`` and ``svm`` read the first letters place by place and, on request, the shares of all letters and the length; ``cnn`` reads letters, ``kmer`` words of a few letters.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from common.tasks import bins
 from common.tasks.alphabets import Alphabet, composition, words
 from common.tasks.forest import Forest
 from common.tasks.objective import MULTICLASS, squared_hinge, squared_margins
-from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
+from common.tasks.task import Column, Examples, Preparation, Records, Task, told
 
 BINS = 32
 SHOWN = ("accuracy", "macro_f1", "auroc", "brier")
@@ -39,7 +40,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Sequences:
+class Sequences(ABC):
     """Settings that tasks on sequences share.
 
     Edge cases
@@ -76,9 +77,9 @@ class Sequences:
     units: Annotated[int, Range(1, 4096), "units of the hidden layer"] = 64
     dropout: Annotated[float, Range(0, 0.9), "share of the hidden layer's inputs dropped in training"] = 0.3
 
+    @abstractmethod
     def kind(self) -> Kind:
         """Return what the sequences are."""
-        raise NotImplementedError
 
     def tuned(self) -> Mapping[str, Defaults]:
         """Return the run settings that suit each model on these sequences, the forest's rounds aside."""
@@ -243,4 +244,4 @@ class Sequences:
 
 def classify(records: Records) -> NDArray[np.int32]:
     """Return the class numbers; without labels, 0."""
-    return np.asarray(records.get("label", np.zeros(rows_of(records))), np.int32)
+    return told(records, "label").astype(np.int32)

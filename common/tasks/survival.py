@@ -12,7 +12,7 @@ from common.errors import DataError
 from common.statistics import Statistics
 from common.tasks.cox import Cox
 from common.tasks.objective import Objective
-from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
+from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of, told
 
 FLAGS = (
     "ethnicity_not hispanic or latino",
@@ -151,18 +151,18 @@ def outcome(records: Records) -> NDArray[np.float32]:
         For a negative time; the message names the row.
     """
     nothing = np.zeros(rows_of(records))
-    told = np.asarray(records.get(TIME.name, nothing + np.nan), np.float64)
-    days = np.nan_to_num(told, nan=0.0)
+    known = np.asarray(records.get(TIME.name, nothing + np.nan), np.float64)
+    days = np.nan_to_num(known, nan=0.0)
     if (days < 0).any():
         raise DataError(
             f"row {int((days < 0).argmax()) + 1}, column {TIME.name!r}: expected days from 0 on, got a negative time; dates of diagnosis and last contact may be exchanged"
         )
-    return np.stack([days, classify(records) * ~np.isnan(told)], axis=1).astype(np.float32)
+    return np.stack([days, classify(records) * ~np.isnan(known)], axis=1).astype(np.float32)
 
 
 def classify(records: Records) -> NDArray[np.int32]:
     """Return 1 for a patient who died; without that column, 0."""
-    return (np.asarray(records.get("E", np.zeros(rows_of(records)))) > 0).astype(np.int32)
+    return (told(records, "E") > 0).astype(np.int32)
 
 
 def partial_loss(labels: Any, outputs: Any) -> Any:

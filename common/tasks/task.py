@@ -26,10 +26,10 @@ Preparation = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the raw data. ``codes`` are the allowed values of a category; a ``code`` is a text of a list that nobody knows beforehand, empty where missing; ``missing`` are numbers that mean 'not measured'; ``letters`` those that a sequence may have; of a ``required`` number none may be missing."""
+    """One column of the raw data. ``codes`` are the allowed values of a category; a ``code`` is a text of a list that nobody knows beforehand, empty where missing, and a cell of the kind ``codes`` has one a line; a ``name`` is how the hospital itself names the row, which is kept as a keyed hash; ``missing`` are numbers that mean 'not measured'; ``letters`` those that a sequence may have; of a ``required`` number none may be missing."""
 
     name: str
-    kind: Literal["number", "category", "code", "codes", "image", "series", "sequence", "text"]
+    kind: Literal["number", "category", "code", "codes", "image", "name", "series", "sequence", "text"]
     meaning: str
     unit: str = ""
     low: float = float("-inf")
@@ -61,7 +61,7 @@ class Task:
     one at the hospital. ``local`` are the parts that the task itself keeps there, ``rates`` factors on the step size of parts, which do not move at all in the first ``resting`` rounds. ``defaults`` are run settings that suit the task,
     laid under what the user sets. ``classify`` gives the class numbers of rows, from 0, by which patients are counted and split; a task without classes names one that holds all. ``xla`` says that the compiled local epoch is faster under XLA (measured by ``benchmarks/compilers.py``).
     ``noised`` gives the statistics with enough `Noise` for one row, and may drop what drowns in it; a task without it tells nothing of a hospital under differential privacy,
-    and ``fit`` has to do with zeros. ``amount`` describes the label where it is a number and not a class. ``remarks`` says, before training, what of the preparation somebody should look at. ``summary`` says in words what ``summarise`` tells of a hospital's patients, for the privacy statement of a run.
+    and ``fit`` has to do with zeros. ``amount`` describes the label where it is no class: a number, or codes. ``remarks`` says, before training, what of the preparation somebody should look at. ``summary`` says in words what ``summarise`` tells of a hospital's patients, for the privacy statement of a run.
     ``learner`` fits the model by sums over patients instead of by gradients at each hospital.
     """
 
@@ -102,3 +102,13 @@ def rows_of(records: Records) -> int:
 def take(records: Records, rows: Array) -> dict[str, Array]:
     """Return the named rows of every column, in that order."""
     return {name: column[rows] for name, column in records.items()}
+
+
+def told(records: Records, column: str) -> Array:
+    """Return a column, or zeros where the records do not have it: what is predicted is not known yet of every row."""
+    return np.asarray(records.get(column, np.zeros(rows_of(records))))
+
+
+def one_class(records: Records) -> NDArray[np.int32]:
+    """Return 0 for every row: all are in one class."""
+    return np.zeros(rows_of(records), np.int32)

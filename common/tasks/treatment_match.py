@@ -4,23 +4,20 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.config import Range
-from common.privacy.noise import Noise
-from common.statistics import Statistics
 from common.tasks import codes, recommend
-from common.tasks.task import Column, Examples, Preparation, Records, Task, rows_of
-from common.tasks.text import BUCKETS, bucket
+from common.tasks.task import Column, Examples, Preparation, Records, Task
+from common.tasks.text import bucket
 
 COLUMNS = (
-    Column("stay", "codes", "the hospital's own name of the stay, or nothing; it stays in the hospital"),
+    Column("stay", "name", "the hospital's own name of the stay, or nothing; it stays in the hospital"),
     Column("features", "codes", "what is known of the patient: admission and diagnoses, one code a line"),
 )
 
 
 @dataclass(frozen=True)
-class TreatmentMatch:
+class TreatmentMatch(recommend.Recommender):
     """Settings of the task.
 
     A patient is the embedding of his stay plus that of his features. The first is a row of a table that is kept at the hospital (the part ``patients``): it starts at nought, so a
@@ -29,7 +26,7 @@ class TreatmentMatch:
     Guarantee
     ---------
     No embedding of a patient leaves the hospital: the part ``patients`` is local, in every strategy and engine. Treatment embeddings are shared. Of code lists and
-    contra-indications holds what `common.tasks.treatment_next.TreatmentNext` says.
+    contra-indications holds what `Recommender` says.
 
     Edge cases
     ----------
@@ -37,9 +34,8 @@ class TreatmentMatch:
     - What the shared weights tell of a patient is bounded by differential privacy alone, as in every task.
     """
 
-    treatments: Annotated[int, Range(1, 4096), "largest count of treatments that can be recommended"] = 128
-    codes: Annotated[int, Range(1, BUCKETS), "largest count of codes that features are read in"] = 512
-    k: Annotated[int, Range(1, 1000), "length of the list that is judged"] = 10
+    known, label = "features", "given"
+
     patients: Annotated[int, Range(1, 2**20), "rows of the table of patients that each hospital keeps"] = 8192
     embedding: Annotated[int, Range(1, 4096), "numbers a patient, and a treatment"] = 16
     stranger: Annotated[float, Range(0, 0.9), "share of the stays that are trained as if new"] = 0.5
@@ -47,62 +43,31 @@ class TreatmentMatch:
     negatives: Annotated[
         float, Range(0.01, 1), "share of the treatments not given that a step learns from, drawn anew"
     ] = 0.25
-    contraindications: Annotated[str, "a table: one CONDITION > TREATMENT a line, codes as in the records"] = ""
-    minimum_hospitals: Annotated[
-        int, Range(1, 1_000_000), "hospitals that must have a code for the list to keep it"
-    ] = 2
-    minimum_records: Annotated[int, Range(1, 1_000_000), "records a hospital must have a code in to report it"] = 3
 
     def build(self) -> Task:
         """Return the task."""
-        recommend.rules_of(self.contraindications)
-        return Task(
-            name="treatment-match",
-            title="Treatments that suit a patient in intensive care",
-            columns=COLUMNS,
-            label="given",
-            classes=("all",),
-            objective=recommend.objective(self.treatments, min(self.k, self.treatments), self.loss),
-            summarise=self.summarise,
-            fit=self.fit,
-            encode=self.encode,
-            classify=classify,
-            build=self.network,
-            noised=self.noised,
+        return self.task(
+            "treatment-match",
+            "Treatments that suit a patient in intensive care",
+            COLUMNS,
+            loss=self.loss,
             parts={"head": ("output",), "patients": ("patients",), "treatments": ("treatments",)},
             local=("patients",),
-            summary=f"in how many of its records each of {BUCKETS:,} hash buckets of codes occurs, where {self.minimum_records} or more do",
             defaults={
                 "rounds": 20,
                 "training": {"optimizer": "adam", "learning_rate": 0.01, "batch_size": 32, "epochs": 3},
             },
         )
 
-    def summarise(self, records: Records) -> Statistics:
-        """Count the records that hold each code, in the features and among the treatments; and mark those codes, and this hospital."""
-        return codes.counted([records["features"], treatments_of(records)], self.minimum_records)
-
-    def noised(self, statistics: Statistics, noise: Noise) -> Statistics:
-        """Noise the counts; see `common.tasks.codes.noised`."""
-        return codes.noised(statistics, noise, self.minimum_records)
-
-    def fit(self, statistics: Statistics) -> Preparation:
-        """Return the buckets of the codes that features are read in and of the treatments to recommend, the most frequent first, and how common each of these is."""
-        features, treatments = codes.kept(statistics, self.minimum_hospitals, (self.codes, self.treatments))
-        popularity = recommend.popularity(statistics["records"][1][treatments], self.treatments)
-        return {"codes": features, "treatments": treatments, "popularity": popularity}
-
     def encode(self, records: Records, preparation: Preparation) -> Examples:
         """Return int32 ``(n, 1 + codes + treatments)``: the stay's row in the table of patients, 1 for every code that it has, 1 for every treatment that is closed to it."""
-        found, width = codes.buckets(records["features"]), self.treatments
+        found = codes.buckets(records["features"])
         stay = [[1 + bucket(name) % self.patients if isinstance(name, str) and name else 0] for name in records["stay"]]
         features = codes.marked(codes.places(found, preparation["codes"]), len(preparation["codes"]))
-        rules = recommend.rules_of(self.contraindications)
-        closed = recommend.closed(found, preparation["treatments"], width, rules, given=False)
-        given = codes.marked(codes.places(codes.buckets(treatments_of(records)), preparation["treatments"]), width)
+        closed, came = self.open(records, found, preparation, given=False)
         numbers = np.array(stay, np.int32).reshape(-1, 1)
         x = np.concatenate([numbers, features, closed], axis=1, dtype=np.int32, casting="unsafe")
-        return Examples(x, given * ~closed)
+        return Examples(x, came)
 
     def network(self, preparation: Preparation) -> Any:
         """Return the Keras model: a stay, its codes and closed treatments in; out, one logit a treatment, then which of them this step learns from where they were not given."""
@@ -134,13 +99,3 @@ class TreatmentMatch:
         each = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
         learnt = labels + (1.0 - labels) * tf.cast(drawn > 0, labels.dtype)
         return tf.reduce_sum(each * learnt, axis=1) / tf.maximum(tf.reduce_sum(labels, axis=1), 1.0)
-
-
-def treatments_of(records: Records) -> NDArray[np.object_]:
-    """Return the treatments given, or nothing where the records do not tell."""
-    return np.asarray(records.get("given", np.full(rows_of(records), "", object)))
-
-
-def classify(records: Records) -> NDArray[np.int32]:
-    """Return 0 for every row: there are no classes."""
-    return np.zeros(rows_of(records), np.int32)

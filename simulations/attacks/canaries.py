@@ -25,7 +25,7 @@ from common.privacy import accountant
 from common.secagg.protocol import FEWEST
 from common.seeds import seed_for
 from common.tasks.objective import BINARY
-from common.tasks.task import Column, Examples, Task, rows_of
+from common.tasks.task import Column, Examples, Task, one_class, rows_of
 from simulations.attacks.attack import Attack, Finding, Target, train
 from simulations.hospitals import noise_key, seats_of
 
@@ -56,8 +56,8 @@ class Canaries:
             objective=replace(BINARY, loss=lambda _labels, outputs: -STEEP * outputs[:, 0]),
             summarise=lambda records: {"count": np.array([rows_of(records)], np.float64)},
             fit=lambda _statistics: {},
-            encode=lambda records, _: Examples(np.asarray(records["number"], np.int32)[:, None], _none(records)),
-            classify=_none,
+            encode=lambda records, _: Examples(np.asarray(records["number"], np.int32)[:, None], one_class(records)),
+            classify=one_class,
             build=self.network,
         )
 
@@ -68,10 +68,6 @@ class Canaries:
         inputs = keras.Input((1,), dtype="int32")
         weights = keras.layers.Embedding(self.count, 1, embeddings_initializer="zeros", name="canaries")(inputs)
         return keras.Model(inputs, keras.layers.Flatten()(weights))
-
-
-def _none(records: Any) -> NDArray[np.int32]:
-    return np.zeros(rows_of(records), np.int32)
 
 
 @contextmanager

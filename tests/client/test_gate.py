@@ -223,11 +223,6 @@ class TestAllowed:
             desk.ask(kind)
         assert chain.verify(desk.folder / "audit.jsonl", KEY.public_key()) is None
 
-    def test_what_the_hospital_keeps_between_rounds_is_in_the_context(self, desk):
-        settings = {"strategy": "fedavg", "update": {"codec": "topk", "keep": 0.1}}
-        desk.ask(settings=settings)
-        assert "residual" in wire.from_record(desk.context.state.array_records["hospital"])
-
 
 class TestStatistics:
     def test_questions_are_counted_too(self, desk):
@@ -867,6 +862,9 @@ class TestPrivacy:
         settings = {"task": {"name": "heart", "hidden": 4, "site_intercept": True}}
         assert refused(desk.ask(settings=self.PRIVATE | settings)) == (REFUSED, "layout")
         assert "trained" not in desk.events()
+        judged = desk.ask(EVALUATE, settings=self.PRIVATE | settings)
+        assert judged.has_content(), "a model that came whole may be judged"
+        assert not messages.unpack_reply(judged.content).arrays
 
     @pytest.mark.parametrize("pattern", ["all at the limit", "all at minus the limit", "signs in turn"])
     def test_hostile_weights_within_the_range_move_an_update_no_further(self, desk, pattern):

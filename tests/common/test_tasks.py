@@ -120,6 +120,7 @@ def column_of(column, rows, generator):
         "text": lambda: " ".join(generator.choice(WORDS, size=6)),
         "sequence": lambda: "".join(generator.choice([*column.letters], generator.integers(1, 90))),
         "code": lambda: generator.choice(CODES),
+        "name": lambda: f"stay {generator.integers(1000)}",
         "codes": lambda: "\n".join(generator.choice(EVENTS, size=3, replace=False)),
         "category": lambda: float(generator.choice(column.codes)),
     }
@@ -130,7 +131,7 @@ def missing(column, rows):
     """Return a column that nobody measured."""
     if column.kind in ("text", "sequence", "codes"):
         return np.array([None] * rows, object)
-    if column.kind == "code":
+    if column.kind in ("code", "name"):
         return np.full(rows, "", object)
     if column.kind == "series":
         return np.full((rows, *column.shape), np.nan, np.float32)

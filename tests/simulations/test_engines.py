@@ -141,6 +141,23 @@ SECURE = {
 }
 
 
+KEPT = {
+    "task": {"name": "heart", "model": "logistic", "site_intercept": True},
+    "strategy": "scaffold",
+    "update": {"codec": "topk", "keep": 0.5},
+}
+"""Hospitals keep a part of the model, a control variate and what was not sent."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_hospitals_keep_over_real_processes_gives_the_bits_of_one_process(tmp_path_factory):
+    over = merge(TABLES, KEPT)
+    here, there = (play(tmp_path_factory.mktemp(engine), engine, **over) for engine in ("local", "deploy"))
+    assert sha256(here.model.weights) == sha256(there.model.weights)
+    assert not any(record.dropped for record in there.rounds)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_noise_that_is_shared_over_real_processes_is_that_much_and_charged_at_each_hospital(tmp_path):
