@@ -53,9 +53,9 @@ class Gate:
             who |= _progress(request)
             self.audit.append("asked", who | _facts(asked) | self._digests(request))
             self._check_fresh(message, request, again)
+            policy.permits(self._policy(), asked)
             if asked.kind == EVALUATE and request.config.privacy.at_hospitals:
                 self.hospital.ledger.finish(request.run)  # a final model is judged once training is over
-            policy.permits(self._policy(), asked)
             if asked.kind == TRAIN:
                 _check_local(request)
             self._check_privacy(asked)

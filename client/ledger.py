@@ -143,7 +143,7 @@ class Ledger:
             return key
 
     def finish(self, run: str) -> None:
-        """Erase the keys of a run that has ended; what is asked of it again is charged again, as of another run."""
+        """Erase the keys of a run that has ended; what is asked of it again is charged again, beside what it spent."""
         with self._changing():
             self._rows("UPDATE charges SET key = NULL, over = 1 WHERE run = ?", _short(run))
 
@@ -197,13 +197,12 @@ class Ledger:
         self._file.close()
 
     def _check(self, events: Iterable[Event], run: str, *, going_on: bool = False) -> None:
-        """Refuse what would exceed the budget, or the most of one run; ``events`` are all that the run asks for, or where it is ``going_on`` what comes on top of its charges."""
+        """Refuse what would exceed the budget, or the most of one run; ``events`` are all that the run asks for, or where it is ``going_on`` what comes on top of its charges. What it spent before it ended comes on top in any case."""
         budget = self._budget()
         if budget is None:
             return
-        own = "run = ? AND NOT over"
-        others, events = self._events(f"NOT ({own})", _short(run)), list(events)
-        asked = [*self._events(own, _short(run)), *events] if going_on else events
+        own, events = ("run = ?" if going_on else "run = ? AND over"), list(events)
+        others, asked = self._events("run <> ?", _short(run)), [*self._events(own, _short(run)), *events]
         for before, most, than, setting in (
             ([], budget.run, "one run may spend", "privacy.epsilon"),
             (others, budget.epsilon, "is left", "privacy.budget"),

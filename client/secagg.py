@@ -140,6 +140,8 @@ def _revealed(
         cohort, settings = _names(options["members"]), request.config.secure
         package, dealt = session.deal(str(options["next"]), cohort, settings, terms.least)
         reply |= {"package": _array([package]), "letters": _array(dealt)}
+    elif session.final:
+        session.end()
     return Reply(reply)
 
 
@@ -173,6 +175,7 @@ def _covered(
     weight = 1.0 if controls or task_of(request.config.task).learner else counted / most
     words = frame.write({**plain.statistics, **counts}, vectors, weight, noise)
     signature = session.cover(str(options["sum"]), packages, words, request.digest)
+    session.final = kind == EVALUATE  # a final model is judged once training is over
     # What was released of how many patients is public, as their count is.
     told = {name: text for name, text in plain.texts.items() if name == "event"}
     return Reply({"masked": words}, texts={SIGNATURE: to_text(signature), **told})

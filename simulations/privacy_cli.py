@@ -107,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
     }
     _leave(out, facts, lines, verdicts, limits)
     _show(args, out, facts, lines, verdicts, limits)
-    return REFUSED if limits and all(each.reasons for each in verdicts) else 0
+    refused = limits and all(each.reasons for each in verdicts)
+    return REFUSED if refused or any(each.refuted for each in verdicts) else 0
 
 
 def _epsilons(text: str) -> list[float]:

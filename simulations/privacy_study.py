@@ -117,6 +117,7 @@ def settings_of(tables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
     A scenario without ``[privacy]`` takes for the latter what the scenario ``TASK-private`` has, or one step a round on all rows; one with it takes for the former what the scenario of its task
     has, over its own hospitals.
     """
+    scenarios.read(tables)  # says what is wrong with them
     name = tables["task"] if isinstance(tables["task"], str) else tables["task"]["name"]
     if "privacy" in tables:
         plain = scenarios.find(name) if name in scenarios.names() else {}
@@ -303,11 +304,12 @@ def share(hits: int, trials: int) -> Estimate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether models of one way to protect, at one epsilon, may be released; ``reasons`` say why not."""
+    """Whether models of one way to protect, at one epsilon, may be released; ``reasons`` say why not, and ``refuted`` that canaries measured more than is claimed."""
 
     arm: str
     epsilon: float
     reasons: tuple[str, ...]
+    refuted: bool = False
 
 
 LIMITS = {
@@ -328,16 +330,18 @@ def verdicts(lines: Sequence[Line], limits: Mapping[str, float]) -> list[Verdict
     for arm, epsilon in groups:
         members = [line for line in lines if (line.arm, line.epsilon) == (arm, epsilon)]
         reasons = [reason for name, limit in limits.items() for reason in _beyond(name, limit, epsilon, members)]
-        reasons += [
+        refuting = [
             f"canaries measured an epsilon of at least {line.estimate.value:.3g}, above the {epsilon:g} that is claimed: the noise is not what it should be"
             for line in members
             if line.limit == "bound" and line.estimate.value > epsilon
         ]
-        found.append(Verdict(arm, epsilon, tuple(reasons)))
+        found.append(Verdict(arm, epsilon, (*reasons, *refuting), bool(refuting)))
     return found
 
 
 def _beyond(name: str, limit: float, epsilon: float, members: Sequence[Line]) -> list[str]:
+    if name == "epsilon" and members[0].arm == CENTRAL:
+        return [f"its epsilon is of whole hospitals, which the limit of {limit:g} is not about"]
     if name == "epsilon":
         return [] if epsilon <= limit else [f"epsilon {epsilon:g} is above {limit:g}"]
     lines = [line for line in members if line.limit == name and not line.view.startswith("no update")]

@@ -70,7 +70,7 @@ def clipped_gradients(
 
     Edge cases
     ----------
-    - A gradient whose norm overflows counts as 0. One that is not a number makes the sum none, which the coordinator refuses: inputs have to be finite.
+    - A gradient whose norm overflows or is not a number counts as 0, whatever made it so: were it to spoil the sum, that would be a bit about one row which no noise covers.
     """
     try:
         total = _by_layers if _has_rules(model) else _one_by_one
@@ -118,14 +118,15 @@ def _one_by_one(model: Any, moving: Any, fixed: Any, batch: Any, loss: Any, boun
     losses, gradients = tf.vectorized_map(one, batch)
     squared = tf.add_n([_squares(g) for g in gradients])
     factor = _factors(squared, bound)
-    return [tf.tensordot(factor, g, 1) for g in gradients], tf.reduce_sum(losses)
+    return [_summed(g, factor) for g in gradients], tf.reduce_sum(losses)
 
 
 def _factors(squared: Any, bound: float) -> Any:
-    """Return what each example's gradient is multiplied by: ``min(1, bound / norm)``."""
+    """Return what each example's gradient is multiplied by: ``min(1, bound / norm)``, and 0 where the norm is no number."""
     import tensorflow as tf
 
-    return bound / tf.maximum(tf.sqrt(tf.maximum(squared, 0.0)), bound)
+    within = bound / tf.maximum(tf.sqrt(tf.maximum(squared, 0.0)), bound)
+    return tf.where(tf.math.is_finite(squared), within, 0.0)
 
 
 # --- which layers have a rule --------------------------------------------------------------------------------------------
@@ -226,10 +227,23 @@ def _squares(values: Any) -> Any:
 
 
 def _weigh(values: Any, factor: Any) -> Any:
-    """Multiply each example by its factor."""
+    """Multiply each example by its factor; one with the factor 0 is 0, whatever it was."""
     import tensorflow as tf
 
-    return values * tf.reshape(factor, [-1] + [1] * (values.shape.rank - 1))
+    return tf.math.multiply_no_nan(values, tf.reshape(factor, [-1] + [1] * (values.shape.rank - 1)))
+
+
+def _summed(each: Any, factor: Any) -> Any:
+    """Return the sum over examples, each times its factor."""
+    import tensorflow as tf
+
+    return tf.reduce_sum(_weigh(each, factor), 0)
+
+
+def _finite(values: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
 
 
 def _product(variable: Any, a: Any, g: Any) -> tuple[Any, Sums]:
@@ -240,7 +254,9 @@ def _product(variable: Any, a: Any, g: Any) -> tuple[Any, Sums]:
     import tensorflow as tf
 
     if a.shape.rank == 2:
-        return _squares(a) * _squares(g), lambda factor: [(variable, tf.matmul(a, _weigh(g, factor), transpose_a=True))]
+        return _squares(a) * _squares(g), lambda factor: [
+            (variable, tf.matmul(_finite(a), _weigh(g, factor), transpose_a=True))
+        ]
     places, i, j = a.shape[1], a.shape[2], g.shape[2]
     if places * (i + j) < i * j:
         wide_a, wide_g = (
@@ -248,12 +264,12 @@ def _product(variable: Any, a: Any, g: Any) -> tuple[Any, Sums]:
             tf.cast(g, tf.float64),
         )  # terms may cancel, and what is left has to be right
         grams = tf.matmul(wide_a, wide_a, transpose_b=True) * tf.matmul(wide_g, wide_g, transpose_b=True)
-        flat = tf.reshape(a, [-1, i])
+        flat = tf.reshape(_finite(a), [-1, i])
         return tf.cast(tf.reduce_sum(grams, [1, 2]), tf.float32), lambda factor: [
             (variable, tf.matmul(flat, tf.reshape(_weigh(g, factor), [-1, j]), transpose_a=True))
         ]
     each = tf.matmul(a, g, transpose_a=True)
-    return _squares(each), lambda factor: [(variable, tf.tensordot(factor, each, 1))]
+    return _squares(each), lambda factor: [(variable, _summed(each, factor))]
 
 
 def _bias(variable: Any, g: Any) -> tuple[Any, Sums]:
@@ -261,7 +277,7 @@ def _bias(variable: Any, g: Any) -> tuple[Any, Sums]:
     import tensorflow as tf
 
     each = tf.reduce_sum(tf.reshape(g, [tf.shape(g)[0], -1, g.shape[-1]]), 1) if g.shape.rank > 2 else g
-    return _squares(each), lambda factor: [(variable, tf.tensordot(factor, each, 1))]
+    return _squares(each), lambda factor: [(variable, _summed(each, factor))]
 
 
 def _both(pieces: Sequence[tuple[Any, Sums]]) -> tuple[Any, Sums]:
@@ -385,9 +401,8 @@ def _normalisation(layer: Any, inputs: Any, tape: Any) -> tuple[Any, Use]:
 
 
 def _plain(variable: Any, each: Any) -> tuple[Any, Sums]:
-    import tensorflow as tf
 
-    return _squares(each), lambda factor: [(variable, tf.tensordot(factor, each, 1))]
+    return _squares(each), lambda factor: [(variable, _summed(each, factor))]
 
 
 # --- recurrent layers, unrolled ------------------------------------------------------------------------------------------

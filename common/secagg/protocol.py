@@ -147,6 +147,7 @@ class Session:
     signers: dict[str, bytes] = field(default_factory=dict)
     dealt: Dealt | None = None
     covered: list[str] = field(default_factory=list)
+    final: bool = False
 
     @classmethod
     def begin(cls, identity: Identity, run: bytes) -> tuple[Self, Card]:
@@ -260,6 +261,11 @@ class Session:
             for name in this.holders(self.name)
             if name in dealt.present
         ]
+
+    def end(self) -> None:
+        """Forget all keys of the run."""
+        self.agreement = self.signing = self.roster = b""
+        self.secrets, self.dealt = {}, None
 
     @property
     def fewest(self) -> int:

@@ -849,6 +849,30 @@ class TestPrivacy:
         assert 2.0 < desk.gate.hospital.ledger.spent(1e-4) <= 3.0
         assert desk.ask(settings=self.PRIVATE | {"seed": 8}).has_content()
 
+    @pytest.mark.parametrize("older", [-1.0, 1.0])
+    def test_a_preparation_made_to_overflow_for_some_patients_tells_nothing_of_them(self, desk, older):
+        """Scaled such that the square of an age above some bound is no number, whether anybody is above it or not."""
+        oldest = float(np.nanmax(desk.hospital.train["age"]))
+        preparation = json.loads(str(messages.unpack_request(desk.request()).options["preparation"]))
+        preparation["mean"][0], preparation["scale"][0] = (
+            0.0,
+            (oldest + older) / np.sqrt(float(np.finfo(np.float32).max)),
+        )
+        answer = desk.ask(
+            settings=self.PRIVATE,
+            arrays={"weights": np.zeros(initial_size(desk), np.float32)},
+            preparation=dumps(preparation),
+            evaluate=False,
+        )
+        assert all(np.isfinite(array).all() for array in messages.unpack_reply(answer.content).arrays.values())
+
+    def test_an_end_that_is_refused_ends_nothing(self, desk):
+        desk.ask(settings=self.PRIVATE)
+        (key,) = (key for (key,) in desk.gate.hospital.ledger._file.execute("SELECT key FROM charges"))
+        desk.rule("metrics = true", "metrics = false")
+        assert refused(desk.ask(EVALUATE, settings=self.PRIVATE)) == (REFUSED, "metrics")
+        assert key in (desk.folder / "ledger.sqlite").read_bytes()
+
     def test_when_the_final_model_is_judged_the_key_of_the_last_noise_is_erased(self, desk):
         desk.ask(settings=self.PRIVATE)
         (key,) = (key for (key,) in desk.gate.hospital.ledger._file.execute("SELECT key FROM charges"))

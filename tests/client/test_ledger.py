@@ -162,6 +162,19 @@ class TestBudget:
         with pytest.raises(PolicyRefused):
             ledger.check([whole], question(1).run)
 
+    def test_nor_does_its_end_give_a_run_its_allowance_again(self, path):
+        ledger = Ledger(path, lambda: Budget(10.0, 1e-5, run=epsilon([Event(5.0, count=3)], 1e-5)))
+        ledger.reserve(question(1), Event(5.0, count=2))
+        ledger.finish(question().run)
+        ledger.check([Event(5.0)], question().run)
+        for ask in (
+            lambda: ledger.check([Event(5.0, count=2)], question().run),
+            lambda: ledger.reserve(question(2), Event(5.0, count=2)),
+        ):
+            with pytest.raises(PolicyRefused, match="than one run may spend"):
+                ask()
+        ledger.reserve(question(2), Event(5.0))
+
     def test_one_run_spends_no_more_than_a_run_may_and_the_next_begins_anew(self, path):
         ledger = Ledger(path, lambda: Budget(10.0, 1e-5, run=epsilon([Event(5.0, count=3)], 1e-5)))
         for number in range(3):

@@ -137,6 +137,16 @@ def loop(model, x, bound=BOUND):
     return np.array([row * min(1.0, bound / np.linalg.norm(row)) for row in rows])
 
 
+def overflowing(model, x, size):
+    """Make the third row so large that its gradient is no number: its inputs, or the word that it alone holds. Return the inputs and the weights as they were."""
+    weights, place = model.get_weights(), np.arange(ROWS).reshape(-1, *[1] * (len(x.shape) - 1)) == 2
+    if not x.dtype.is_integer:
+        return tf.where(place, tf.constant(size, tf.float32), x), weights
+    table = next(v for v in model.trainable_variables if v.shape[0] == 5)
+    table.assign(np.where(np.arange(5)[:, None] == 4, size, table.numpy()))
+    return tf.where(place, 4, tf.minimum(x, 3)), weights
+
+
 SLOW = ("bidirectional", "gru, reset before", "gru, all steps", "lstm, all steps", "nested", "convolution, dilated")
 KINDS = [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in BY_LAYERS | OTHERWISE]
 
@@ -151,6 +161,10 @@ def test_the_sum_is_that_of_a_plain_loop_for_every_kind_of_layer(kind):
     np.testing.assert_allclose(summed(x), rows.sum(0), atol=1e-5)
     np.testing.assert_allclose(summed(x, mask), rows[mask].sum(0), atol=1e-5)
     assert float(summed.sensitivity) == BOUND
+    for size in (1e15, 1e25, 3e38):
+        spoilt, weights = overflowing(model, x, size)
+        assert np.linalg.norm(summed(spoilt) - summed(spoilt, mask)) <= BOUND * (1 + 1e-4), size
+        model.set_weights(weights)
     # The layers are left as they were.
     assert not any("call" in layer.__dict__ for layer in model._flatten_layers())
     np.testing.assert_array_equal(model(x).numpy(), before)
