@@ -45,9 +45,10 @@ def serving(app, context) -> Iterator[int]:
 
 @dataclass
 class Upstream:
-    """Stands where Flower stands: keeps each request, and answers with what `says` holds for its path, or with its body."""
+    """Stands where Flower stands: keeps each request, and answers with what `says` holds for its path, or with its body. Those that have ``begun`` it knows by path."""
 
     port: int = 0
+    begun: list[str] = field(default_factory=list)
     asked: list[dict] = field(default_factory=list)
     says: dict[str, bytes] = field(default_factory=dict)
     slow: float = 0.0
@@ -55,6 +56,7 @@ class Upstream:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return
+        self.begun.append(scope["path"])
         body, more = bytearray(), True
         while more:
             event = await receive()

@@ -220,6 +220,7 @@ class TestMembers:
 
         def slowly():
             yield b"x" * 1000
+            tools.until(lambda: OBJECT in door.upstream.begun)
             door.federation.revoke("east")
             tools.until(lambda: door.upstream.asked)
             whole.append(True)
