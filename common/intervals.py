@@ -59,10 +59,12 @@ class Measure:
         return wilson(self.values, counts)
 
 
-def ratio(cells: Array, above: Array, below: Array) -> Measure:
-    """Return the ratios of two weighted counts of cells; weights have shape (K, *cells). Ratios to nothing are left out."""
+def ratio(cells: Array, above: Array, below: Array, beside: Array | None = None) -> Measure:
+    """Return the ratios of two weighted counts of cells; weights have shape (K, *cells). Ratios to nothing are left out, and those to nothing in the cells ``beside`` them."""
     denominators = (below * cells).sum(axis=(1, 2))
     defined = denominators > 0
+    if beside is not None:
+        defined &= (below * beside).sum(axis=(1, 2)) > 0
     above, below, denominators = above[defined], below[defined], denominators[defined]
     values = (above * cells).sum(axis=(1, 2)) / denominators
     influences = (above - values[:, None, None] * below) / denominators[:, None, None]

@@ -10,6 +10,7 @@ of rare diseases and of confident networks lie. Scores in one bin count as tied,
 share of the pairs (a patient of each class) that share a bin.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,7 @@ def compare(labels: NDArray[np.int32], scores_a: Array, scores_b: Array) -> dict
 def differences(statistics: Statistics) -> dict[str, Estimate]:
     """Return a's metrics minus b's with paired 95 % intervals, named and ordered as by `compute`, from what `compare` gave.
 
-    There is no calibration error, and with more than two classes no AUROC and AUPRC.
+    There is no calibration error, and with more than two classes no AUROC and AUPRC. An average over classes of which one is defined for one model alone, as the precision of a class that only one of them names, is no difference either.
     """
     joint = statistics["predictions"]
     result = _ratio_differences(joint)
@@ -241,32 +242,33 @@ def _sums(losses: Array) -> Array:
     return np.stack([losses.sum(axis=1), (losses**2).sum(axis=1)], axis=1)
 
 
-def _ratios(confusion: Array) -> dict[str, Measure]:
-    """Return the metrics that are ratios of counts, or averages of such, on the cells of the confusion matrix."""
+def _ratios(confusion: Array, beside: Array | None = None) -> dict[str, Measure]:
+    """Return the metrics that are ratios of counts, or averages of such, on the cells of the confusion matrix; over the classes that are defined in the one ``beside`` it too."""
     classes = len(confusion)
     label = np.repeat(np.eye(classes)[:, :, None], classes, axis=2)
     predicted = label.transpose(0, 2, 1)
     hit = label * predicted
     judged = slice(1 if classes == 2 else 0, None)
     f1 = 2 * hit, label + predicted
+    ratio = partial(intervals.ratio, confusion, beside=beside)
     return {
-        "accuracy": intervals.ratio(confusion, hit.sum(axis=0, keepdims=True), np.ones((1, classes, classes))),
-        "recall": intervals.ratio(confusion, hit[judged], label[judged]),
-        "specificity": intervals.ratio(confusion, ((1 - label) * (1 - predicted))[judged], (1 - label)[judged]),
-        "precision": intervals.ratio(confusion, hit[judged], predicted[judged]),
-        "f1": intervals.ratio(confusion, f1[0][judged], f1[1][judged]),
-        "macro_f1": intervals.ratio(confusion, *f1),
+        "accuracy": ratio(hit.sum(axis=0, keepdims=True), np.ones((1, classes, classes))),
+        "recall": ratio(hit[judged], label[judged]),
+        "specificity": ratio(((1 - label) * (1 - predicted))[judged], (1 - label)[judged]),
+        "precision": ratio(hit[judged], predicted[judged]),
+        "f1": ratio(f1[0][judged], f1[1][judged]),
+        "macro_f1": ratio(*f1),
     }
 
 
 def _ratio_differences(joint: Array) -> dict[str, Estimate]:
     tables = joint.sum(axis=2), joint.sum(axis=1)
-    first, second = (_ratios(table) for table in tables)
+    first, second, shared = _ratios(tables[0]), _ratios(tables[1]), _ratios(*tables)
     result = {}
     for name, a in first.items():
         b = second[name]
         parts = intervals.average(a, tables[0]), intervals.average(b, tables[1])
-        if not (len(a.values) and len(b.values)):
+        if not len(a.values) == len(b.values) == len(shared[name].values) > 0:
             result[name] = UNDEFINED
             continue
         influences = a.influences.mean(axis=0)[:, :, None], b.influences.mean(axis=0)[:, None, :]

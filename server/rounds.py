@@ -82,9 +82,7 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
         When too few hospitals answered in a round and in its retries; the last whole round stays saved.
     """
     _ = plan.strategy  # a contradiction is refused before anyone is asked
-    saved = models.load(folder / models.NAME) if folder else None
-    if saved and saved.facts.get("run") != plan.text:
-        raise ConfigError(f"{folder}: its checkpoint is of a run with other settings; choose another folder")
+    saved = saved_of(plan, folder) if folder else None
     fleet = _enrol(grid, plan, int(saved.facts.get("hospitals", 0)) if saved else 0)
     preparation = saved.facts["preparation"] if saved else plan.task.fit(fleet.statistics)
     for remark in plan.task.remarks(preparation) if plan.task.remarks else ():
@@ -117,6 +115,20 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
     trained = len(history) - (_rounds_without_gain(history, plan.config) + 1 if "best" in state else 0)
     tests = coordinator.judge_together(sums, model) if sums else coordinator.judge(dict.fromkeys(fleet.nodes, model))
     return Outcome(model, layout.digest, fleet.members, history, trained, tests, stopped, coordinator)
+
+
+def saved_of(plan: Plan, folder: Path) -> models.Checkpoint | None:
+    """Return what was saved of a run in a folder; None where nothing was.
+
+    Raises
+    ------
+    ConfigError
+        When it is of a run with other settings.
+    """
+    saved = models.load(folder / models.NAME)
+    if saved and saved.facts.get("run") != plan.text:
+        raise ConfigError(f"{folder}: its checkpoint is of a run with other settings; choose another folder")
+    return saved
 
 
 @dataclass(frozen=True)

@@ -59,13 +59,12 @@ def on_grid(grid: Grid, context: Context) -> None:
     given = str(context.run_config["scenario"])
     scenario = scenarios.read(merge(scenarios.tables_of(given), {"simulation": {"engine": "ray"}}))
     named = str(context.run_config["folder"])
-    folder = Path(named) if named else records.new_folder(Path("runs"), scenario.run.task.name)
-    make_folder(folder)
-
     if scenario.run.secure.aggregation:
         raise UsageError(
             "secure.aggregation: the processes that 'flwr run' starts share no secret; take 'fedward simulate --engine ray'"
         )
+    folder = Path(named) if named else records.new_folder(Path("runs"), scenario.run.task.name)
+    make_folder(folder)
 
     def engine(
         _scenario: Scenario, _population: Population, plan: Plan, folder: Path, watch: rounds.Watch, done: Done
@@ -111,6 +110,7 @@ def simulate(
     population = populate(scenario)
     plan = _planned(scenario, population)
     with supervise.marked(folder, "; wait until it has ended, or stop it"):
+        rounds.saved_of(plan, folder)  # before the settings of a run that was here are overwritten
         warning = f"# {cards.SYNTHETIC}\n" if population.dataset.synthetic else ""
         models.write(folder / CONFIG, (warning + scenario.text()).encode())
         facts = _trained(scenario, population, plan, folder, watcher, clock, engine)

@@ -255,7 +255,7 @@ def _product(variable: Any, a: Any, g: Any) -> tuple[Any, Sums]:
 
     if a.shape.rank == 2:
         return _squares(a) * _squares(g), lambda factor: [
-            (variable, tf.matmul(_finite(a), _weigh(g, factor), transpose_a=True))
+            (variable, tf.matmul(_weigh(a, factor), _finite(g), transpose_a=True))
         ]
     places, i, j = a.shape[1], a.shape[2], g.shape[2]
     if places * (i + j) < i * j:

@@ -158,7 +158,7 @@ def _flower() -> Iterator[Upstream]:
 
 @pytest.fixture
 def upstream(_flower) -> Upstream:
-    _flower.asked, _flower.says, _flower.slow = [], {}, 0.0
+    _flower.begun, _flower.asked, _flower.says, _flower.slow = [], [], {}, 0.0
     return _flower
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from server import models
 from server.models import NAME, Checkpoint
 from server.records import sha256
@@ -228,6 +228,18 @@ class TestFiles:
             np.savez(file, facts=np.array([{}], object))
         with pytest.raises(DataError, match="damaged"):
             models.load(path)
+
+    def test_a_run_of_other_settings_is_refused_before_those_of_the_one_that_is_here_are_overwritten(
+        self, federation, tmp_path
+    ):
+        from simulations import run, scenario
+
+        over = {"rounds": 1, "simulation": {"comparators": False}}
+        run.simulate(scenario.read(scenario.find("heart"), over), tmp_path, "")
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+        with pytest.raises(ConfigError, match="of a run with other settings; choose another folder"):
+            run.simulate(scenario.read(scenario.find("heart"), {**over, "seed": 9}), tmp_path, "")
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
     @pytest.mark.fault(4, passes_when="a run does not go on from a damaged checkpoint, and keeps it")
     def test_a_damaged_checkpoint_stops_the_resumed_run_and_is_kept(self, federation, tmp_path):
