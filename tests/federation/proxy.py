@@ -82,9 +82,13 @@ class Proxy:
         return set(self._pairs)
 
     def cut(self):
-        """Reset every connection, and each new one, until `heal`."""
-        self._mode = "cut"
+        """Reset every connection, and each new one, until `heal`; return when none is left, so that what is asked afterwards is asked in the cut."""
+        self._mode, lost = "cut", self.pairs
         self._do(lambda: [pair.reset() for pair in self._pairs])
+        end = time.monotonic() + 10
+        while lost & self.pairs:
+            assert time.monotonic() < end, "a connection outlives its reset"
+            time.sleep(0.001)
 
     def hold(self):
         """Pass nothing on until `heal`, and lose nothing, as where the kernel sends again what was lost."""
