@@ -115,6 +115,7 @@ def _record(federation: Federation, plan: Plan, outcome: Outcome, name: str) -> 
         "base": outcome.model.base,
         "layout_sha256": outcome.layout_sha256,
         "stopped": outcome.stopped,
+        "trained": outcome.trained,
         "versions": {"python": platform.python_version()}
         | {package: metadata.version(package) for package in ("fedward", "flwr", "tensorflow", "numpy")},
         "hospitals": [asdict(member) for member in outcome.members],

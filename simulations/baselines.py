@@ -2,7 +2,7 @@
 
 Both are federations of one hospital, run by the same code: same model, same training settings, and as many passes over the patients as the federated
 run took. A hospital alone takes exactly the steps that it took in the federation; all patients together take as many as all hospitals did, but for
-what fewer short batches save.
+what fewer short batches save. Where the federated run stops early, each stops early by its own validation patients, within the same passes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,6 @@ from common.config import (
     RunConfig,
     SecureConfig,
     SelectionConfig,
-    StoppingConfig,
     UpdateConfig,
 )
 from common.tasks.task import Records, rows_of
@@ -35,7 +34,7 @@ from simulations.hospitals import Population
 def local_only(population: Population, config: RunConfig, federated: Outcome) -> Iterator[dict[str, Model]]:
     """Train every hospital alone, for as many rounds as its updates went into the federated model, and one if they never did."""
     took_part = dict.fromkeys(population.names, 0)
-    for record in federated.rounds[: max(federated.trained, 1)]:
+    for record in federated.rounds:
         for name in record.answered:
             took_part[name] += 1
     for hospital in population.hospitals:
@@ -47,7 +46,7 @@ def centralised(population: Population, config: RunConfig, federated: Outcome) -
     parts = ("train", "validation", "test")
     train, validation, test = (_pool([getattr(h, part) for h in population.hospitals]) for part in parts)
     pooled = Hospital("all", train, validation, test)
-    seen = sum(record.examples for record in federated.rounds[: max(federated.trained, 1)])
+    seen = sum(record.examples for record in federated.rounds)
     model = _alone(population, pooled, config, max(1, round(seen / rows_of(pooled.train))))
     yield dict.fromkeys(population.names, model)
 
@@ -61,8 +60,7 @@ def _alone(population: Population, hospital: Hospital, config: RunConfig, number
         selection=SelectionConfig(),
         limits=LimitsConfig(),
         update=UpdateConfig(),
-        evaluation=EvaluationConfig(every=0),
-        stopping=StoppingConfig(),
+        evaluation=config.evaluation if config.stopping.patience else EvaluationConfig(every=0),
         privacy=PrivacyConfig(),
         secure=SecureConfig(),
     )

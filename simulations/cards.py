@@ -197,8 +197,9 @@ def _article(metric: str) -> str:
 
 
 def ending(record: Record) -> str:
-    """Say what ended the training."""
-    return {"rounds": "all that were set", "patience": "stopped early"}.get(record["stopped"], str(record["stopped"]))
+    """Say what ended the training, and which round's model is kept where that is not the last."""
+    why = {"rounds": "all that were set", "patience": "stopped early"}[record["stopped"]]
+    return why + (f", keeping the model after {record['trained']}" if record["trained"] < len(record["rounds"]) else "")
 
 
 # --- pages ---------------------------------------------------------------------------------------------------------------

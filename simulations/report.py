@@ -307,16 +307,19 @@ def settings_table(record: Record) -> Table:
 
 def origin_table(record: Record) -> Table:
     """Return what made the run, so that it can be made again."""
-    machine, spent = record["machine"], record["seconds"]
+    machine, spent, after = record["machine"], record["seconds"], record["continued_after"]
     rows = [
-        ["started", record["started"]],
+        ["started", record["started"] + (f", after round {after} of a run begun before" if after else "")],
         ["seed", str(record["seed"])],
         ["engine", record["engine"]],
         ["rounds run", f"{len(record['rounds']):,}, {cards.ending(record)}"],
         ["weights, SHA-256", record["weights_sha256"]],
         ["layout, SHA-256", record["layout_sha256"]],
         ["machine", ", ".join(f"{value} {name}" if name == "cores" else str(value) for name, value in machine.items())],
-        ["peak memory", words.size(1e6 * record["peak_memory_mb"]) if record["peak_memory_mb"] else words.DASH],
+        [
+            "peak memory of this process",
+            words.size(1e6 * record["peak_memory_mb"]) if record["peak_memory_mb"] else words.DASH,
+        ],
         *([f"time, {name}", words.seconds(value)] for name, value in spent.items() if value is not None),
         ["bytes to hospitals", f"{record['bytes']['down']:,}"],
         ["bytes from hospitals", f"{record['bytes']['up']:,}"],

@@ -110,12 +110,18 @@ def simulate(
     population = populate(scenario)
     plan = _planned(scenario, population)
     with supervise.marked(folder, "; wait until it has ended, or stop it"):
-        rounds.saved_of(plan, folder)  # before the settings of a run that was here are overwritten
+        saved = rounds.saved_of(plan, folder)  # refused before the settings of a run that was here are overwritten
         warning = f"# {cards.SYNTHETIC}\n" if population.dataset.synthetic else ""
         models.write(folder / CONFIG, (warning + scenario.text()).encode())
         facts = _trained(scenario, population, plan, folder, watcher, clock, engine)
         outcome: Outcome = facts.pop("outcome")
-        facts |= {"started": clock.started, "seconds": {**clock.laps, "total": clock.total()}}
+        before = int(saved.facts["rounds"]) if saved else 0
+        clock.add("federated", sum(row.seconds for row in outcome.rounds[:before]))
+        facts |= {
+            "started": clock.started,
+            "continued_after": before,
+            "seconds": {**clock.laps, "total": clock.total()},
+        }
         record: dict[str, Any] = records.finite(_record(scenario, population, outcome, folder.name, command) | facts)
         watcher.stage("writing the report")
         records.save_model(folder, plan.task, scenario.run.seed, outcome.model)
@@ -195,8 +201,13 @@ class Clock:
         now = time.perf_counter()
         self.laps[name], self._last = round(now - self._last, 3), now
 
+    def add(self, name: str, seconds: float) -> None:
+        """Count what a part took before, in a run that is gone on with."""
+        self.laps[name] = round(self.laps[name] + seconds, 3)
+        self._begun -= seconds
+
     def total(self) -> float:
-        """Return the time since the start."""
+        """Return the time since the start, and what was added."""
         return round(time.perf_counter() - self._begun, 3)
 
 
@@ -251,6 +262,7 @@ def _record(scenario: Scenario, population: Population, outcome: Outcome, name: 
         "base": outcome.model.base,
         "layout_sha256": outcome.layout_sha256,
         "stopped": outcome.stopped,
+        "trained": outcome.trained,
         "bytes": {way: sum(getattr(row, f"bytes_{way}") for row in outcome.rounds) for way in ("down", "up")},
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         // (1024 * (1024 if sys.platform == "darwin" else 1)),

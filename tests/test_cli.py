@@ -294,6 +294,8 @@ def test_interrupted_from_the_keyboard_it_goes_on_bit_equal(tmp_path):
     whole = finish(*words, "--out", "whole")
     assert resumed["weights_sha256"] == whole["weights_sha256"]
     assert [row["metrics"] for row in resumed["rounds"]] == [row["metrics"] for row in whole["rounds"]]
+    assert (resumed["continued_after"], whole["continued_after"]) == (finished, 0)
+    assert resumed["seconds"]["federated"] > sum(row["seconds"] for row in resumed["rounds"])
     # Once finished, there is nothing to go on with, and its record stays as it is.
     again = subprocess.run(
         command("simulate", "--resume", str(folder)), capture_output=True, text=True, timeout=60, env=environment()

@@ -113,6 +113,7 @@ def fake_record(
         "shown": ["auroc", "accuracy", "macro_f1", "brier"],
         "command": f"fedward simulate heart --seed {seed}",
         "started": "2026-01-01T10:00:00Z",
+        "continued_after": 0,
         "seed": seed,
         "engine": "local",
         "parameters": 721,
@@ -122,6 +123,7 @@ def fake_record(
         "weights_sha256": "9f" * 32,
         "layout_sha256": "3c" * 32,
         "stopped": "rounds",
+        "trained": rounds,
         "seconds": {"total": 9.1, "federated": 2.0, "comparators": 3.0},
         "bytes": {"down": 2884 * len(names) * rounds, "up": 2884 * len(names) * rounds},
         "peak_memory_mb": 900,
@@ -633,3 +635,11 @@ def test_very_many_hospitals_do_not_take_long(tmp_path):
     assert "all 3,000 hospitals" in page
     assert "2,800 more hospitals" in page
     assert len(page) < 2_000_000
+
+
+def test_the_page_says_which_round_is_kept_and_where_a_run_went_on():
+    record = fake_record(8) | {"stopped": "patience", "trained": 9, "continued_after": 4}
+    facts = dict(report.origin_table(record).rows)
+    assert facts["rounds run"].endswith(", stopped early, keeping the model after 9")
+    assert facts["started"] == "2026-01-01T10:00:00Z, after round 4 of a run begun before"
+    assert "after round" not in html(fake_record(8)).split("started", 1)[1][:200]
