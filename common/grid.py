@@ -11,7 +11,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from common import flower, salt
-from common.deployment import LARGEST_ANSWER
+from common.deployment import LARGEST_ANSWER, retries
 
 LOST, LATE = "lost", "late"
 """Reasons of the errors that stand for answers that will not come: their node is gone, or they were not whole in time."""
@@ -34,6 +34,7 @@ class PatientGrid(HttpGrid):
 
     def __init__(self, address: str, token: str, screen: Callable[[Message], Message] | None = None) -> None:
         super().__init__(address, insecure=True, token=token)
+        self._retry_invoker = retries()
         self._screen = screen or (lambda message: message)
         self.give_up_at = math.inf
         self._sent: dict[str, tuple[Message, str | None]] = {}
