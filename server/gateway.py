@@ -27,6 +27,7 @@ import httpx
 from cryptography import x509
 
 from common import certificates, flower, keys, relay
+from common.attempts import Attempts
 from common.errors import FedwardError
 from common.preflight import CLOCK, HEALTH, RELEASE
 from common.relay import Body, Gone, Header, Receive, Refused, Scope, Send
@@ -344,7 +345,7 @@ class Gateway:
             try:
                 answer = await self._client.get(f"{self._upstream}{NEWS}?{known}", timeout=TIMEOUT)
                 count = answer.text if answer.is_success else ""
-            except httpx.TransportError:
+            except httpx.HTTPError:
                 count = ""
             if not count:
                 await asyncio.sleep(DEAF_SECONDS)
@@ -556,6 +557,7 @@ class _Served(Gateway):
     def __init__(self, federation: House, upstream: str, context: ssl.SSLContext) -> None:
         super().__init__(federation, upstream)
         self._house, self._context = federation, context
+        self._shown = federation.gateway_certificate.read_bytes()
         self._refreshing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -569,14 +571,19 @@ class _Served(Gateway):
         await super().close()
 
     async def _refresh(self) -> None:
+        attempts, pause = Attempts("the gateway's certificate was not made anew"), REFRESH_SECONDS
         while True:
-            await asyncio.sleep(REFRESH_SECONDS)
-            try:
-                if self._house.refresh_gateway():
-                    show_certificate(self._context, self._house)
-                    _log.info("the gateway shows a new certificate from now on")
-            except FedwardError as error:
-                _log.error("the gateway's certificate was not made anew: %s", error)
+            await asyncio.sleep(pause)
+            pause = REFRESH_SECONDS if attempts.make(self._freshen) else attempts.wait()
+
+    def _freshen(self) -> None:
+        self._house.refresh_gateway()
+        # Compared to what is shown, and not to what was just made: that may have been made by an attempt that failed afterwards.
+        there = self._house.gateway_certificate.read_bytes()
+        if there != self._shown:
+            show_certificate(self._context, self._house)
+            self._shown = there
+            _log.info("the gateway shows a new certificate from now on")
 
 
 def serve(

@@ -156,7 +156,7 @@ class TestDamagedMember:
 
     def test_a_running_federation_says_it_once_and_lets_the_others_in(self, damaged, caplog):
         """Nobody listens where Flower would, so each is tried again at the next look."""
-        federation, known = provision.open_federation(damaged), set()
+        federation, known = provision.open_federation(damaged), coordinator.Known()
         place = coordinator.place_of(federation)
         for _ in range(3):
             coordinator.let_in(place, federation, known)
