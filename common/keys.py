@@ -6,6 +6,7 @@ and ``audit`` (Ed25519, signs the audit log). A public key is written as one lin
 """
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import ssl
 import stat
 import tempfile
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -300,6 +301,26 @@ def replace(files: Mapping[Path, bytes]) -> None:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
         raise _unwritten(path, error) from None
+
+
+def complete(folder: Path, contents: Mapping[str, Callable[[], bytes]]) -> None:
+    """Make those files of a folder, of mode 0600, that are missing or empty, each whole; of processes that do so at once, the first makes them and the others find them.
+
+    Raises
+    ------
+    DataError
+        When one cannot be written; what is missing is made by the next call.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for name, made in contents.items():
+            path = folder / name
+            # Empty is what a power cut leaves of a file.
+            if not path.exists() or not path.stat().st_size:
+                replace({path: made()})
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

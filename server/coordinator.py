@@ -65,11 +65,8 @@ def place_of(federation: Federation) -> Place:
     """Return the meeting place of a federation, made when it is first asked for; its port stays the same from then on."""
     folder = federation.folder / RUN
     folder.mkdir(mode=0o700, exist_ok=True)
-    port, secret = folder / "port", folder / "secret"
-    if not port.exists():
-        keys.write(secret, secrets.token_bytes(32))
-        keys.write(port, str(free_port()).encode())
-    return Place(folder, int(port.read_text()), federation.token())
+    keys.complete(folder, {"secret": lambda: secrets.token_bytes(32), "port": lambda: str(free_port()).encode()})
+    return Place(folder, int((folder / "port").read_text()), federation.token())
 
 
 def start(

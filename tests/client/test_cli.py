@@ -643,6 +643,13 @@ class TestModes:
         programs._share(open_site(site), place, "")
         assert not {name for name, mode in modes(site).items() if mode & 0o077 and "data/" not in name}
 
+    @pytest.mark.parametrize("lost", [programs.PORTS, programs.SECRET])
+    def test_a_crash_between_the_files_of_the_place_is_mended(self, site, place, lost):
+        (place.folder / lost).unlink()
+        again = programs.place_of(open_site(site))
+        assert (again == place) == (lost == programs.SECRET)
+        assert len(again.secret.read_bytes()) == 32
+
     def test_a_group_that_there_is_not_is_one_line(self, refused, run, site, federation, admitted):
         run("hospital", "join", "site", "admitted.json", "--fingerprint", federation.fingerprint)
         path = site / "site.toml"

@@ -5,6 +5,7 @@ import json
 import os
 import ssl
 import stat
+import threading
 from argparse import Namespace
 from importlib import import_module
 from unicodedata import normalize
@@ -176,6 +177,42 @@ class TestFiles:
         keys.replace({tmp_path / "one": b"whole"})
         assert (tmp_path / "one").read_bytes() == b"whole"
         assert mode(tmp_path / "one") == 0o600
+
+
+class TestComplete:
+    @pytest.mark.parametrize("left", [{}, {"secret": b"old"}, {"port": b"7"}, {"secret": b"", "port": b"7"}])
+    def test_what_is_missing_or_empty_is_made_and_the_rest_stays(self, tmp_path, left):
+        for name, content in left.items():
+            (tmp_path / name).write_bytes(content)
+        keys.complete(tmp_path, {"secret": lambda: b"new", "port": lambda: b"8"})
+        there = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        assert there == {"secret": b"new", "port": b"8"} | {name: text for name, text in left.items() if text}
+
+    def test_on_a_full_disk_it_is_one_line_and_made_later(self, tmp_path, monkeypatch):
+        contents = {"secret": lambda: b"1", "port": lambda: b"2"}
+        fsync, calls = os.fsync, []
+        monkeypatch.setattr(os, "fsync", lambda fd: calls.append(fd) or (full() if len(calls) == 3 else fsync(fd)))
+        with pytest.raises(DataError, match="port: cannot be written"):
+            keys.complete(tmp_path, contents)
+        monkeypatch.setattr(os, "fsync", fsync)
+        keys.complete(tmp_path, contents)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"secret": b"1", "port": b"2"}
+
+    def test_of_many_at_once_one_makes_them_and_all_find_the_same(self, tmp_path):
+        begin, found = threading.Barrier(8), []
+
+        def ask():
+            begin.wait()
+            keys.complete(tmp_path, {name: lambda: os.urandom(8) for name in ("secret", "port")})
+            found.append(((tmp_path / "secret").read_bytes(), (tmp_path / "port").read_bytes()))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 8
+        assert len(set(found)) == 1
 
 
 class TestFolders:

@@ -91,6 +91,15 @@ class TestWalk:
         assert stat.S_IMODE(place.secret.stat().st_mode) == 0o600
         assert coordinator.place_of(provision.open_federation(fed)) == place
 
+    @pytest.mark.parametrize("lost", ["port", "secret"])
+    def test_a_crash_between_its_own_files_is_mended(self, run, fed, lost):
+        place = coordinator.place_of(provision.open_federation(fed))
+        (place.folder / lost).unlink()
+        again = coordinator.place_of(provision.open_federation(fed))
+        assert (again.port == place.port) == (lost == "secret")
+        assert len(again.secret.read_bytes()) == 32
+        run("server", "status", "fed")
+
 
 class TestAudit:
     """A log is held against what its hospital promised."""
