@@ -79,6 +79,7 @@ def start(
     UsageError
         When it is running already, or nothing can listen there.
     """
+    relay.raise_descriptors()  # for Flower too, whom the gateway asks for every hospital
     place, known = place_of(federation), Known()
     advice = f"; 'fedward server stop {federation.folder}' ends it"
     with supervise.stopping() as stopped, supervise.marked(place.folder, advice) as note:
