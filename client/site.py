@@ -115,7 +115,9 @@ class Site:
         return self.folder / AUTHORITY
 
     def join(self, admitted: Mapping[str, Any], fingerprint: str) -> None:
-        """Join the federation that sent this, if its authority has the fingerprint that the coordinator read out. Writes all of it or nothing.
+        """Join the federation that sent this, if its authority has the fingerprint that the coordinator read out.
+
+        A crash leaves the hospital as one that has not joined, or that has joined this federation; done once more, it has.
 
         Raises
         ------

@@ -279,12 +279,15 @@ def load_chain(context: ssl.SSLContext, certificate: bytes, key: PrivateKey) -> 
 
 
 def replace(files: Mapping[Path, bytes]) -> None:
-    """Write files of mode 0600 over what stood there, all or none: each gets its name, in the order given, when all are on disk.
+    """Write files of mode 0600 over what stood there, each whole: they get their names one after another, in the order given, when all are on disk.
+
+    On a disk that is full, what stood there before still does. A crash between two names leaves the first files new and the others as they were, so the one by whose
+    presence it is known that all are there comes last, and doing the same once more mends it.
 
     Raises
     ------
     DataError
-        When one cannot be written, for example on a full disk; what stood there before still does.
+        When one cannot be written, for example on a full disk.
     """
     parts = {path: path.with_name(f".{path.name}.part") for path in files}
     path = Path()

@@ -157,7 +157,7 @@ class TestFiles:
             keys.write(tmp_path / "tls.key", b"secret")
         assert not list(tmp_path.iterdir())
 
-    def test_files_are_replaced_all_or_none(self, tmp_path, monkeypatch):
+    def test_on_a_full_disk_none_of_the_files_is_replaced(self, tmp_path, monkeypatch):
         one, two = tmp_path / "one", tmp_path / "two"
         keys.replace({one: b"1", two: b"1"})
         fsync, calls = os.fsync, []
@@ -169,6 +169,26 @@ class TestFiles:
         monkeypatch.setattr(os, "fsync", fsync)
         keys.replace({one: b"2", two: b"2"})
         assert (one.read_bytes(), two.read_bytes(), mode(one)) == (b"2", b"2", 0o600)
+
+    @pytest.mark.parametrize("at", [1, 2, 3])
+    def test_a_crash_between_two_names_leaves_the_last_as_it_was_and_each_whole(self, tmp_path, monkeypatch, at):
+        paths, rename, calls = [tmp_path / name for name in ("one", "two", "marker")], os.replace, []
+        keys.replace(dict.fromkeys(paths, b"1"))
+
+        def crash(part, path):
+            calls.append(path)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            rename(part, path)
+
+        monkeypatch.setattr(os, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            keys.replace(dict.fromkeys(paths, b"2"))
+        assert [path.read_bytes() for path in paths] == [b"2"] * (at - 1) + [b"1"] * (4 - at)
+        monkeypatch.setattr(os, "replace", rename)
+        keys.replace(dict.fromkeys(paths, b"2"))
+        assert sorted(tmp_path.iterdir()) == sorted(paths)
+        assert [path.read_bytes() for path in paths] == [b"2"] * 3
 
     def test_what_a_crash_left_does_not_hinder_and_does_not_lend_its_mode(self, tmp_path):
         left = tmp_path / ".one.part"
