@@ -26,7 +26,7 @@ TEST_SHARE = 0.2
 MOST_SHOWN = 64 << 20
 """Bytes of a bundle's files that are unpacked to be shown; a small bundle may claim any number."""
 EXAMPLES = {
-    "init": "init ./site --name 'St Mary' --task heart --data /srv/heart.csv",
+    "init": "init ./site --data /srv/heart.csv --task heart --name 'St Mary'",
     "import": "import ./site",
     "join": "join ./site admitted.json --fingerprint 3f:9a:...",
     "approve": "approve ./site --show",
@@ -38,8 +38,8 @@ EXAMPLES = {
     "backup": "backup ./site site.backup",
     "restore": "restore site.backup ./site",
     "service": "service ./site --out ./units",
-    "audit": "audit ./site verify",
-    "policy": "policy ./site",
+    "audit": "audit verify ./site",
+    "policy": "policy show ./site",
     "ledger": "ledger ./site",
 }
 
@@ -55,7 +55,7 @@ def add_parsers(subparsers: Any) -> None:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     init = _add(commands, "init", initialise, "make keys, policy and request, and read the data if they are given")
-    init.add_argument("--name", required=True, help="the hospital's name, under which it asks to be admitted")
+    init.add_argument("--name", help="the hospital's name, under which it asks to be admitted (default: the folder's)")
     init.add_argument("--task", required=True, help="the task that the data are for")
     init.add_argument(
         "--data", type=Path, help="file or folder with the patients; it is read, and a sealed copy is kept"
@@ -73,10 +73,9 @@ def add_parsers(subparsers: Any) -> None:
     _add(commands, "check", check, "look whether all is well before the start, and what to mend")
     _add(commands, "ledger", ledger, "show what was spent of the patients' privacy, and what is left")
     _add_running(commands)
-    audit = _add(commands, "audit", verify, "verify the audit log")
-    audit.add_argument("what", choices=["verify"], nargs="?", default="verify", help="look for a line that was changed")
-    policy_ = _add(commands, "policy", policy, "show the policy in force, or every setting and rule that there is", "?")
-    policy_.add_argument("what", choices=["show"], nargs="?", default="show", help="the policy in force")
+    _add(commands, "audit", verify, "verify the audit log", verb="verify")
+    about = "show the policy in force, or every setting and rule that there is"
+    policy_ = _add(commands, "policy", policy, about, verb="show", needed=False)
     policy_.add_argument("--markdown", action="store_true", help="print every setting and rule, as in docs/policy.md")
 
 
@@ -106,12 +105,22 @@ def _add_running(commands: Any) -> None:
 
 
 def _add(
-    commands: Any, name: str, act: Callable[[argparse.Namespace], int], meaning: str, folders: str | None = None
+    commands: Any,
+    name: str,
+    act: Callable[[argparse.Namespace], int],
+    meaning: str,
+    *,
+    verb: str = "",
+    needed: bool = True,
 ) -> argparse.ArgumentParser:
+    """Add a command on a site's folder, with the one ``verb`` that it has, if any, before it; both may be left out where they are not ``needed``."""
     parser = command.add(commands, act, "fedward hospital", meaning, EXAMPLES[name])
     if name == "restore":
         command.add_backup(parser)
-    parser.add_argument("folder", type=Path, nargs=folders, help="the site's folder")
+    nargs = None if needed else "?"
+    if verb:
+        parser.add_argument("verb", choices=[verb], nargs=nargs, help="the one thing that it does")
+    parser.add_argument("folder", type=Path, nargs=nargs, help="the site's folder")
     return parser
 
 
@@ -119,12 +128,13 @@ def initialise(args: argparse.Namespace) -> int:
     """Run ``fedward hospital init``."""
     from client import policy, site
     from client.resident import POLICY
-    from common import keys
+    from common import joining, keys
 
     data = str(args.data.resolve()) if args.data else ""
+    name = joining.check_name("--name", args.folder.resolve().name if args.name is None else args.name)
     # An unknown task is refused here, before there is a folder.
-    text = policy.template(args.name, args.task, data) + _data_section(args.task)
-    made = site.create(args.folder, args.name, args.task, keys.passphrase())
+    text = policy.template(name, args.task, data) + _data_section(args.task)
+    made = site.create(args.folder, name, args.task, keys.passphrase())
     keys.replace({args.folder / POLICY: text.encode()})
     told = (
         _import(made)
@@ -443,7 +453,7 @@ def policy(args: argparse.Namespace) -> int:
         print(markdown())
         return 0
     if args.folder is None:
-        raise UsageError("expected the site's folder, or --markdown for every setting and rule")
+        raise UsageError("expected: fedward hospital policy show FOLDER, or --markdown for every setting and rule")
     table = as_table(read_policy(_unopened(args.folder).folder / POLICY))
     tell(args, table, dumps(table))
     return 0

@@ -143,34 +143,54 @@ class TestWalk:
         assert "70 rows read, 70 taken" in run("hospital", "import", "site")
 
     def test_the_policy_is_shown_as_it_is(self, run, site):
-        shown = tomllib.loads(run("hospital", "policy", "site"))
+        shown = tomllib.loads(run("hospital", "policy", "show", "site"))
         written = tomllib.loads((site / "site.toml").read_text())
         assert shown == {section: written[section] for section in ("site", "allow", "limits", "privacy")}
-        assert json.loads(run("hospital", "policy", "site", "--json"))["site"]["name"] == "St Mary"
+        assert json.loads(run("hospital", "policy", "show", "site", "--json"))["site"]["name"] == "St Mary"
 
     def test_a_whole_audit_log_is_said_to_be(self, run, site):
         with AuditLog(site / "audit.jsonl", open_site(site).audit_key()) as log:
             log.append("started", {"version": "0.1.0"})
             log.append("stopped")
-        assert "2 lines, none of them changed" in run("hospital", "audit", "site")
-        assert json.loads(run("hospital", "audit", "site", "verify", "--json")) == {"lines": 2, "intact": True}
+        assert "2 lines, none of them changed" in run("hospital", "audit", "verify", "site")
+        assert json.loads(run("hospital", "audit", "verify", "site", "--json")) == {"lines": 2, "intact": True}
 
     def test_keys_are_sealed_by_the_passphrase_in_the_environment(self, run, refused, monkeypatch):
         monkeypatch.setenv("FEDWARD_PASSPHRASE", "correct horse")
         run("hospital", "init", "site", "--name", "St Mary", "--task", "heart")
         assert b"sealed key" in Path("site/keys/tls.key").read_bytes()
         monkeypatch.setenv("FEDWARD_PASSPHRASE", "wrong horse")
-        code, line = refused("hospital", "audit", "site")
+        code, line = refused("hospital", "audit", "verify", "site")
         assert (code, "wrong passphrase" in line) == (2, True)
         assert "horse" not in line
 
 
 class TestWrong:
-    def test_init_without_a_name_or_task_is_used_wrongly(self, refused):
-        for words in (["site"], ["site", "--name", "a"], ["site", "--task", "heart"], []):
+    def test_init_without_a_folder_or_task_is_used_wrongly(self, refused):
+        for words in (["site"], ["site", "--name", "a"], ["--task", "heart"], []):
             code, line = refused("hospital", "init", *words)
             assert code == 2
             assert "'fedward hospital init --help' shows what it takes" in line
+
+    @pytest.mark.parametrize("folder", ["St Mary", "./St Mary/", "."])
+    def test_a_hospital_without_a_name_has_that_of_its_folder(self, run, folder, tmp_path, monkeypatch):
+        if folder == ".":
+            (tmp_path / "St Mary").mkdir()
+            monkeypatch.chdir(tmp_path / "St Mary")
+        assert json.loads(run("hospital", "init", folder, "--task", "heart", "--json"))["name"] == "St Mary"
+        assert open_site(tmp_path / "St Mary").name == "St Mary"
+
+    def test_a_folder_whose_name_is_none_for_a_hospital_is_refused(self, refused):
+        code, line = refused("hospital", "init", "a,b", "--task", "heart")
+        assert (code, "--name: expected" in line and "got 'a,b'" in line) == (2, True)
+        assert not Path("a,b").exists()
+
+    @pytest.mark.parametrize(
+        "words",
+        [["audit", "site"], ["audit", "site", "verify"], ["policy", "site"], ["policy", "site", "show"], ["policy"]],
+    )
+    def test_what_it_does_comes_before_the_folder(self, refused, site, words):
+        assert refused("hospital", *words)[0] == 2
 
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -234,7 +254,7 @@ class TestWrong:
 
     def test_a_damaged_policy(self, refused, site):
         (site / "site.toml").write_text("[allow]\ntask = 3\n")
-        for words in (["import", "site"], ["approve", "site", "--own"], ["policy", "site"]):
+        for words in (["import", "site"], ["approve", "site", "--own"], ["policy", "show", "site"]):
             code, line = refused("hospital", *words)
             assert (code, "site.toml" in line) == (2, True)
         assert (site / "site.toml").read_text() == "[allow]\ntask = 3\n"
@@ -242,11 +262,11 @@ class TestWrong:
     @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"name": "St Mary"}', b"{}" * 100_000])
     def test_a_damaged_request_of_its_own(self, refused, site, content):
         (site / "request.json").write_bytes(content)
-        code, line = refused("hospital", "audit", "site")
+        code, line = refused("hospital", "audit", "verify", "site")
         assert (code, "request.json" in line) == (1, True)
 
     def test_audit_without_a_log(self, refused, site):
-        code, line = refused("hospital", "audit", "site")
+        code, line = refused("hospital", "audit", "verify", "site")
         assert (code, "audit.jsonl: cannot be read" in line) == (1, True)
 
     @pytest.mark.parametrize("change", [(b'"stopped"', b'"started"'), (b"0.1.0", b"0.1.1")])
@@ -256,7 +276,7 @@ class TestWrong:
             log.append("started", {"version": "0.1.0"})
             log.append("stopped")
         path.write_bytes(path.read_bytes().replace(*change))
-        code, line = refused("hospital", "audit", "site")
+        code, line = refused("hospital", "audit", "verify", "site")
         assert code == 1
         assert f"line {1 if b'0.1.0' in change else 2}: altered" in line
 
@@ -561,7 +581,7 @@ class TestKeeping:
         monkeypatch.delenv("FEDWARD_PASSPHRASE")
         assert refused("hospital", "restore", "sealed", "other")[0] == 2
         assert not Path("other").exists()
-        assert "1 lines, none of them changed" in run("hospital", "audit", "again")
+        assert "1 lines, none of them changed" in run("hospital", "audit", "verify", "again")
         assert open_site(Path("again")).vault_key() == open_site(site).vault_key()
         assert (Path("again") / "site.toml").read_bytes() == (site / "site.toml").read_bytes()
 
@@ -586,9 +606,11 @@ class TestKeeping:
         (tmp_path / "passphrase").write_text("correct horse\n")
         run("hospital", "init", "site", "--name", "St Mary", "--task", "heart")
         assert b"sealed key" in Path("site/keys/tls.key").read_bytes()
-        assert refused("hospital", "audit", "site")[1].endswith("cannot be read (No such file or directory)\n")
+        assert refused("hospital", "audit", "verify", "site")[1].endswith(
+            "cannot be read (No such file or directory)\n"
+        )
         (tmp_path / "passphrase").write_text("wrong\n")
-        assert "wrong passphrase" in refused("hospital", "audit", "site")[1]
+        assert "wrong passphrase" in refused("hospital", "audit", "verify", "site")[1]
 
 
 class TestService:

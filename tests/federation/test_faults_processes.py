@@ -798,7 +798,7 @@ def test_a_hospital_whose_clock_jumps_is_out_until_it_is_right(running, turned):
         run.wait_for(lambda row: row["answered"] == ["cleveland", "hungarian"], 60, "the others do not go on")
         turned.set(0)
         run.wait_for(lambda row: "va" in row["answered"], 150, "va does not come back")
-    assert "none of them changed" in here("hospital", "audit", running.site("va"), "verify")
+    assert "none of them changed" in here("hospital", "audit", "verify", running.site("va"))
     assert len(running.trained("va")) == len(set(running.trained("va")))
     restarted(running, "va")
 
