@@ -1,13 +1,9 @@
 """``fedward hospital``: prepare a hospital's data, join a federation, and answer it under the hospital's own rules."""
 
 import argparse
-import hashlib
 import os
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +19,6 @@ USER, STUB_USER = "fedward", "fedward-stub"
 OTHERS_MB = 1024
 """Memory of the programs beside the worker, whose own limit stands in site.toml."""
 TEST_SHARE = 0.2
-MOST_SHOWN = 64 << 20
-"""Bytes of a bundle's files that are unpacked to be shown; a small bundle may claim any number."""
 EXAMPLES = {
     "init": "init ./site --data /srv/heart.csv --task heart --name 'St Mary'",
     "import": "import ./site",
@@ -66,7 +60,9 @@ def add_parsers(subparsers: Any) -> None:
     join_.add_argument("--fingerprint", required=True, help="as the coordinator read it out on the telephone")
     approve_ = _add(commands, "approve", approve, "look at the code of a run, and approve it")
     approve_.add_argument(
-        "--show", action="store_true", help="print what waits, and how it differs from what is installed here"
+        "--show",
+        action="store_true",
+        help="print what will run, file by file, what waits, and how each differs from what was approved last",
     )
     approve_.add_argument("--sha256", metavar="HASH", help="approve the bundle with this hash")
     approve_.add_argument("--own", action="store_true", help="approve the bundle of the version that is installed here")
@@ -216,14 +212,14 @@ def join(args: argparse.Namespace) -> int:
 
 def approve(args: argparse.Namespace) -> int:
     """Run ``fedward hospital approve``."""
-    from client import policy
+    from client import bundles, policy
     from client.resident import POLICY
-    from common import deployment, flower
+    from common import deployment, flower, keys
 
     flower.check_version()
     flower.quiet()
     own, path = deployment.bundle(), _unopened(args.folder).folder / POLICY
-    known, waiting = policy.read_policy(path).allow.bundles, _waiting(args.folder / "bundles")
+    known, waiting = policy.read_policy(path).allow.bundles, bundles.waiting(args.folder)
     chosen = own.sha256 if args.own else args.sha256
     if chosen:
         if not args.own and chosen not in waiting:
@@ -231,60 +227,13 @@ def approve(args: argparse.Namespace) -> int:
                 f"{chosen[:80]!r}: no run asked for such a bundle; 'fedward hospital approve {args.folder} --show' prints those that wait"
             )
         policy.add(path, "bundles", chosen)
+        # After it: only what is on the list counts as approved.
+        keys.replace({args.folder / bundles.APPROVED: {**waiting, own.sha256: own.content}[chosen]})
         tell(args, {"approved": chosen}, f"Approved {chosen}.")
         return 0
-    facts = [
-        {"sha256": digest, "approved": digest in known, "differs": _difference(content, own.content)}
-        for digest, content in waiting.items()
-    ]
-    lines = [f"{row['sha256']}  {'approved' if row['approved'] else 'waits'}\n{row['differs']}" for row in facts]
-    tell(args, {"own": own.sha256, "bundles": facts}, "\n".join([f"Installed here: {own.sha256}", *lines]))
+    facts = bundles.facts(own.content, waiting, known, bundles.last(args.folder, known))
+    tell(args, facts, bundles.text(facts, files=args.show))
     return 0
-
-
-def _waiting(folder: Path) -> dict[str, bytes]:
-    """Return the bundles that the stub kept, by hash; a file that is not what its name says is nothing to approve."""
-    contents = {}
-    for file in sorted(folder.glob("*.fab")):
-        try:
-            # No links and no pipes: another user may write here, see site.stub_group.
-            if file.is_file() and not file.is_symlink():
-                contents[file.stem] = file.read_bytes()
-        except OSError as error:
-            print(f"{file}: cannot be read ({error.strerror}), and is left out", file=sys.stderr)
-    return {name: content for name, content in contents.items() if hashlib.sha256(content).hexdigest() == name}
-
-
-def _difference(theirs: bytes, ours: bytes) -> str:
-    """Say line by line how one bundle differs from another; the code of the run is not executed here, only shown."""
-    import difflib
-
-    new, old = _files(theirs), _files(ours)
-    if new is None or old is None:
-        return "  damaged, or too large to be shown; do not approve it"
-    lines: list[str] = []
-    for name in sorted(new.keys() | old.keys()):
-        lines += difflib.unified_diff(
-            old.get(name, []), new.get(name, []), f"installed/{name}", f"run/{name}", lineterm=""
-        )
-    return "\n".join(map(_visible, lines)) or "  the same as what is installed here"
-
-
-def _visible(line: str) -> str:
-    """Write out what would make a terminal hide or reorder a line: it came from the coordinator, and is about to be judged by eye."""
-    return "".join(letter if letter.isprintable() or letter == "\t" else f"\\u{ord(letter):04x}" for letter in line)
-
-
-def _files(bundle: bytes) -> dict[str, list[str]] | None:
-    """Return the lines of each file; None for what cannot be read, or would fill the memory."""
-    try:
-        with zipfile.ZipFile(BytesIO(bundle)) as archive:
-            files = [file for file in archive.infolist() if not file.filename.startswith(".info/")]
-            if sum(file.file_size for file in files) > MOST_SHOWN:
-                return None
-            return {file.filename: archive.read(file).decode("utf-8", "replace").split("\n") for file in files}
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError):
-        return None
 
 
 def check(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from client import resident, tunnel, watch
+from client import bundles, resident, tunnel, watch
 from client.policy import read_policy
 from client.site import Site
 from common import health, keys, supervise
@@ -21,7 +21,7 @@ from common.supervise import Program, Supervisor, free_port, until_stopped
 DIRECT = {"NO_PROXY": tunnel.LOOPBACK, "no_proxy": tunnel.LOOPBACK}
 """For Flower's node and the stub, who talk to this machine alone, whatever proxy the hospital has."""
 
-RUN, BUNDLES = "run", "bundles"
+RUN, BUNDLES = "run", bundles.FOLDER
 PORTS, SECRET = "ports", "secret"
 """Within ``run``."""
 

@@ -6,6 +6,7 @@
     request.json                     to be sent to the coordinator; holds public keys only
     certificate.pem authority.pem    since the hospital joined
     federation.json                  whom it joined, and where; the hospital has joined once this is there
+    approved.fab                     the code of a run that was approved last
     ledger.sqlite                    what was spent of the patients' privacy, since the worker first started
     data/ kept/                      the patients, and what is kept of runs between rounds; sealed
 

@@ -5,6 +5,7 @@ import grp
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -433,6 +434,42 @@ class TestApprove:
         assert f"{bundle().sha256}  approved" in run("hospital", "approve", "site")
         (facts,) = json.loads(run("hospital", "approve", "site", "--json"))["bundles"]
         assert facts["approved"]
+
+    def test_what_will_run_is_shown_file_by_file(self, run, site):
+        shown = run("hospital", "approve", "site", "--show")
+        with zipfile.ZipFile(BytesIO(bundle().content)) as archive:
+            for name in ("client/gate.py", "client/policy.py", "common/keys.py"):
+                content = archive.read(name)
+                digest, lines = hashlib.sha256(content).hexdigest()[:16], content.decode().count("\n") + 1
+                assert re.search(rf"  {digest} +{lines} lines  {name}\n", shown)
+        assert "Nothing that was approved is kept here" in shown
+        assert "client/gate.py" not in run("hospital", "approve", "site")
+
+    def test_what_waits_and_what_is_installed_are_held_against_the_last_approved(self, run, site):
+        """As after an upgrade here, and another one at the coordinator."""
+        with zipfile.ZipFile(BytesIO(bundle().content)) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+        before = fab(files | {"client/gate.py": files["client/gate.py"] + b"before()\n"})
+        coming = fab(files | {"client/gate.py": files["client/gate.py"] + b"before()\ncoming()\n"})
+        self.keep(site, before)
+        run("hospital", "approve", "site", "--sha256", before.sha256)
+        self.keep(site, coming)
+        (site / "bundles" / f"{before.sha256}.fab").unlink()
+        shown = run("hospital", "approve", "site", "--show")
+        assert f"It differs from what was approved last, {before.sha256}:\n--- approved/client/gate.py" in shown
+        changed = [line for line in shown.splitlines() if re.match(r"[-+]\w", line)]
+        assert changed == ["-before()", "+coming()"]
+        run("hospital", "approve", "site", "--own")
+        shown = run("hospital", "approve", "site", "--show")
+        assert "It is what was approved last." in shown
+        assert [line for line in shown.splitlines() if re.match(r"[-+]\w", line)] == ["+before()", "+coming()"]
+
+    def test_one_that_was_taken_off_the_list_is_approved_no_more(self, run, site):
+        run("hospital", "approve", "site", "--own")
+        path = site / "site.toml"
+        path.write_text(path.read_text().replace(f'bundles = ["{bundle().sha256}"]', "bundles = []"))
+        facts = json.loads(run("hospital", "approve", "site", "--json"))
+        assert (facts["own_approved"], facts["last_approved"]) == (False, None)
 
     def test_nothing_of_it_is_executed(self, run, site, tmp_path):
         spy = f"from pathlib import Path\nPath({str(tmp_path / 'executed')!r}).touch()\n"
