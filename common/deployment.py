@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import FedwardError, Unreachable
+from common.errors import FedwardError, RunEnded, Unreachable
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 TOKEN_HEADER = "x-fedward-token"  # noqa: S105 - a header's name
 POLL_SECONDS = 0.1
+LARGEST_ANSWER = 1 << 30
+"""Bytes of the largest answer of a hospital that is taken."""
 FIRST_LOOK, PART_SECONDS = 0.02, 900.0
 """Seconds after which a part of a message that was not there is looked for again, and after which it is given up: its sender may be gone."""
 
@@ -229,7 +232,7 @@ class Task:
         from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
         from flwr.supernode.runtime import run_clientapp as flower
 
-        with _client(self) as client:
+        with _reached(), _client(self) as client:
             pull = client.PullObject
 
             def part(request: Any) -> Any:
@@ -289,10 +292,9 @@ class Received:
 @contextmanager
 def _client(task: Task) -> Iterator[Any]:
     """Open a piece of work and send signs of life for it."""
-    from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+    from flwr.supercore.heartbeat import HeartbeatSender
     from flwr.supercore.inflatable.inflatable_utils import pull_objects
     from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
-    from flwr.supercore.retry import make_simple_http_retry_invoker
     from flwr.supercore.runtime import RuntimeHttpClient
 
     # Messages are announced before their parts have arrived; Flower then waits a second before it looks again, at every hop.
@@ -303,15 +305,44 @@ def _client(task: Task) -> Iterator[Any]:
         insecure=True,
         root_certificates=None,
         interceptors=[RuntimeVersionHttpInterceptor("flwr-clientapp"), RuntimeTokenHttpInterceptor(task.token)],
-        retry_invoker=make_simple_http_retry_invoker(),
+        retry_invoker=retries(),
     )
-    life = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    life = HeartbeatSender(partial(_sign_of_life, client))
     life.start()
     try:
         yield client
     finally:
         life.stop()
         client.close()
+
+
+def retries() -> Any:
+    """Return Flower's own way to try again, but where the work is no more it says so, instead of interrupting this process as Ctrl-C would."""
+    import httpx
+    from flwr.supercore.retry import make_simple_http_retry_invoker
+    from flwr.supercore.run import RunNotRunningException
+
+    invoker = make_simple_http_retry_invoker()
+    given_up = invoker.should_giveup
+
+    def is_hopeless(error: Exception) -> bool:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
+            raise RunNotRunningException
+        return bool(given_up and given_up(error))
+
+    invoker.should_giveup = is_hopeless
+    return invoker
+
+
+def _sign_of_life(client: Any) -> bool:
+    """Tell Flower that this process lives. Where the work is no more, its own next question finds that out, and not this one, in a thread beside it."""
+    import httpx
+    from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
+    from flwr.supercore.run import RunNotRunningException
+
+    with suppress(httpx.HTTPError, RunNotRunningException):
+        client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+    return True
 
 
 def _tell_once(client: Any, ended: Any) -> None:
@@ -333,7 +364,7 @@ def _reached() -> Iterator[None]:
     try:
         yield
     except RunNotRunningException:
-        raise FedwardError("Flower has ended this run, as it does when it hears nothing of it for a minute") from None
+        raise RunEnded("Flower has ended this run, as it does when it hears nothing of it for a minute") from None
     except httpx.TransportError:
         raise Unreachable("Flower does not answer on this machine; is it running?") from None
     except httpx.HTTPStatusError as error:

@@ -6,6 +6,7 @@
     ├── UsageError        2  the command or a setting is wrong
     │   └── ConfigError   2  ... a setting of a run or scenario
     ├── DataError         1  a data file is absent, damaged or not of the expected form
+    ├── RunEnded          1  Flower has ended a run, which can be gone on with
     ├── QuorumError       1  too few hospitals answered, or too few of their updates were good
     ├── UpdateRejected    1  one hospital's update is not used; ``code`` says why
     ├── PolicyRefused     3  a hospital's own rules forbid what was asked; ``code`` says which
@@ -36,6 +37,10 @@ class ConfigError(UsageError):
 
 class DataError(FedwardError):
     """A data file is absent, damaged, or not of the expected form."""
+
+
+class RunEnded(FedwardError):
+    """Flower has ended a run that it heard nothing of; what was finished of it is kept, and another can go on with it."""
 
 
 class QuorumError(FedwardError):

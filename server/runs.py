@@ -1,6 +1,7 @@
 """Runs over real hospitals: their folders, and what they leave."""
 
 import json
+import logging
 import platform
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 from common import supervise
 from common.config import RunConfig, as_table, dumps
-from common.errors import DataError, UsageError
+from common.errors import DataError, RunEnded, UsageError
 from common.tasks import read_run
 from server import coordinator, models, privacy, records, rounds
 from server.plan import Plan
@@ -23,6 +24,8 @@ from server.rounds import Outcome
 from server.secagg import TOGETHER
 
 CONFIG = "config.toml"
+
+_log = logging.getLogger(__name__)
 
 
 def reopen(folder: Path) -> RunConfig:
@@ -62,13 +65,28 @@ def run(
         plan = Plan(config, cohort=tuple(member.name for member in federation.members() if not member.revoked))
         _ = plan.strategy  # a contradiction is refused before anything is written
         models.write(folder / CONFIG, dumps(as_table(config)).encode())
-        with coordinator.grid(place, plan) as grid:
-            outcome = rounds.run(grid, plan, folder, watch)
+        outcome = _through(place, plan, folder, watch)
         record: dict[str, Any] = records.finite(_record(federation, plan, outcome, folder.name))
         records.save_model(folder, plan.task, config.seed, outcome.model)
         records.write_metrics(folder, record)
         records.write_json(folder / records.RUN, record)
         return record
+
+
+def _through(place: coordinator.Place, plan: Plan, folder: Path, watch: rounds.Watch) -> Outcome:
+    """Run; where Flower ends its run, as when a clock jumps or the machine was too busy to tell it anything, another one goes on, unless not one round came of it."""
+    before = -1
+    while True:
+        try:
+            with coordinator.grid(place, plan) as grid:
+                return rounds.run(grid, plan, folder, watch)
+        except RunEnded as error:
+            saved = rounds.saved_of(plan, folder)
+            done = int(saved.facts["rounds"]) if saved else 0
+            if done == before:
+                raise
+            before = done
+            _log.warning("%s; another goes on after round %d", error, done)
 
 
 @contextmanager

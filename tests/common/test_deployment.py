@@ -5,16 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 from common import deployment
-from common.deployment import Control, Tasks, bundle
-from common.errors import Unreachable
+from common.deployment import Control, Task, Tasks, bundle
+from common.errors import RunEnded, Unreachable
 from common.supervise import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # where Flower builds it
@@ -100,6 +102,41 @@ class TestBundle:
         ours, theirs = manifest["tool"]["flwr"]["app"], project["tool"]["flwr"]["app"]
         for key in ("publisher", "fab-include", "components"):
             assert ours[key] == theirs[key]
+
+
+@pytest.fixture
+def ended():
+    """Stand where Flower stands that knows the work no more; give the address."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(401)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class TestEnded:
+    """Flower's own clients would interrupt this process, as Ctrl-C does."""
+
+    def test_work_that_is_no_more_is_an_error_that_can_be_told_from_ctrl_c(self, ended):
+        with pytest.raises(RunEnded, match="Flower has ended this run"), Task(ended, "token", 1).message():
+            pass
+
+    def test_so_is_a_run(self, ended):
+        with pytest.raises(RunEnded, match="Flower has ended this run"), Task(ended, "token", 1).grid():
+            pass
+
+    def test_a_sign_of_life_for_it_is_sent_in_vain_and_without_a_word(self, ended):
+        with deployment._client(Task(ended, "token", 1)) as client:
+            assert deployment._sign_of_life(client)
 
 
 class TestUnreachable:

@@ -15,7 +15,7 @@ import pytest
 
 from common import flower, joining, keys
 from common.config import as_table, dumps
-from common.errors import ConfigError, DataError, Unreachable, UsageError
+from common.errors import ConfigError, DataError, RunEnded, Unreachable, UsageError
 from common.tasks import read_run
 from server import coordinator, models, provision, records, runs
 
@@ -128,6 +128,34 @@ class TestRun:
         _, record = play(federation.config({"rounds": 1}))
         record["results"]["federated"]["pooled"] = {}
         assert "no metrics came" in runs.summary(record)
+
+
+class TestEnded:
+    """Flower ends a run that it hears nothing of, as when a clock jumps or a machine is too busy."""
+
+    def test_another_goes_on_by_itself_and_ends_as_if_nothing_had_been(self, play, plans, federation):
+        config, ends = federation.config(), [2, 3]
+        _, whole = play(config)
+
+        def watch(record):
+            if record.round in ends:
+                ends.remove(record.round)
+                raise RunEnded("Flower has ended this run")
+
+        begun = len(plans)
+        _, record = play(config, watch=watch)
+        assert (ends, len(plans) - begun) == ([], 3)
+        assert record["weights_sha256"] == whole["weights_sha256"]
+        assert [row["round"] for row in record["rounds"]] == [1, 2, 3]
+
+    def test_one_of_which_no_round_comes_is_over(self, play, plans, federation):
+        def watch(record):
+            if record.round == 2:
+                raise RunEnded("Flower has ended this run")
+
+        with pytest.raises(RunEnded):
+            play(federation.config(), watch=watch)
+        assert len(plans) == 2
 
 
 class TestInterrupted:
