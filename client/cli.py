@@ -1,13 +1,9 @@
 """``fedward hospital``: prepare a hospital's data, join a federation, and answer it under the hospital's own rules."""
 
 import argparse
-import hashlib
 import os
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +19,8 @@ USER, STUB_USER = "fedward", "fedward-stub"
 OTHERS_MB = 1024
 """Memory of the programs beside the worker, whose own limit stands in site.toml."""
 TEST_SHARE = 0.2
-MOST_SHOWN = 64 << 20
-"""Bytes of a bundle's files that are unpacked to be shown; a small bundle may claim any number."""
 EXAMPLES = {
-    "init": "init ./site --name 'St Mary' --task heart --data /srv/heart.csv",
+    "init": "init ./site --data /srv/heart.csv --task heart --name 'St Mary'",
     "import": "import ./site",
     "join": "join ./site admitted.json --fingerprint 3f:9a:...",
     "approve": "approve ./site --show",
@@ -38,8 +32,8 @@ EXAMPLES = {
     "backup": "backup ./site site.backup",
     "restore": "restore site.backup ./site",
     "service": "service ./site --out ./units",
-    "audit": "audit ./site verify",
-    "policy": "policy ./site",
+    "audit": "audit verify ./site",
+    "policy": "policy show ./site",
     "ledger": "ledger ./site",
 }
 
@@ -55,7 +49,7 @@ def add_parsers(subparsers: Any) -> None:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     init = _add(commands, "init", initialise, "make keys, policy and request, and read the data if they are given")
-    init.add_argument("--name", required=True, help="the hospital's name, under which it asks to be admitted")
+    init.add_argument("--name", help="the hospital's name, under which it asks to be admitted (default: the folder's)")
     init.add_argument("--task", required=True, help="the task that the data are for")
     init.add_argument(
         "--data", type=Path, help="file or folder with the patients; it is read, and a sealed copy is kept"
@@ -66,17 +60,18 @@ def add_parsers(subparsers: Any) -> None:
     join_.add_argument("--fingerprint", required=True, help="as the coordinator read it out on the telephone")
     approve_ = _add(commands, "approve", approve, "look at the code of a run, and approve it")
     approve_.add_argument(
-        "--show", action="store_true", help="print what waits, and how it differs from what is installed here"
+        "--show",
+        action="store_true",
+        help="print what will run, file by file, what waits, and how each differs from what was approved last",
     )
     approve_.add_argument("--sha256", metavar="HASH", help="approve the bundle with this hash")
     approve_.add_argument("--own", action="store_true", help="approve the bundle of the version that is installed here")
     _add(commands, "check", check, "look whether all is well before the start, and what to mend")
     _add(commands, "ledger", ledger, "show what was spent of the patients' privacy, and what is left")
     _add_running(commands)
-    audit = _add(commands, "audit", verify, "verify the audit log")
-    audit.add_argument("what", choices=["verify"], nargs="?", default="verify", help="look for a line that was changed")
-    policy_ = _add(commands, "policy", policy, "show the policy in force, or every setting and rule that there is", "?")
-    policy_.add_argument("what", choices=["show"], nargs="?", default="show", help="the policy in force")
+    _add(commands, "audit", verify, "verify the audit log", verb="verify")
+    about = "show the policy in force, or every setting and rule that there is"
+    policy_ = _add(commands, "policy", policy, about, verb="show", needed=False)
     policy_.add_argument("--markdown", action="store_true", help="print every setting and rule, as in docs/policy.md")
 
 
@@ -106,12 +101,22 @@ def _add_running(commands: Any) -> None:
 
 
 def _add(
-    commands: Any, name: str, act: Callable[[argparse.Namespace], int], meaning: str, folders: str | None = None
+    commands: Any,
+    name: str,
+    act: Callable[[argparse.Namespace], int],
+    meaning: str,
+    *,
+    verb: str = "",
+    needed: bool = True,
 ) -> argparse.ArgumentParser:
+    """Add a command on a site's folder, with the one ``verb`` that it has, if any, before it; both may be left out where they are not ``needed``."""
     parser = command.add(commands, act, "fedward hospital", meaning, EXAMPLES[name])
     if name == "restore":
         command.add_backup(parser)
-    parser.add_argument("folder", type=Path, nargs=folders, help="the site's folder")
+    nargs = None if needed else "?"
+    if verb:
+        parser.add_argument("verb", choices=[verb], nargs=nargs, help="the one thing that it does")
+    parser.add_argument("folder", type=Path, nargs=nargs, help="the site's folder")
     return parser
 
 
@@ -119,12 +124,13 @@ def initialise(args: argparse.Namespace) -> int:
     """Run ``fedward hospital init``."""
     from client import policy, site
     from client.resident import POLICY
-    from common import keys
+    from common import joining, keys
 
     data = str(args.data.resolve()) if args.data else ""
+    name = joining.check_name("--name", args.folder.resolve().name if args.name is None else args.name)
     # An unknown task is refused here, before there is a folder.
-    text = policy.template(args.name, args.task, data) + _data_section(args.task)
-    made = site.create(args.folder, args.name, args.task, keys.passphrase())
+    text = policy.template(name, args.task, data) + _data_section(args.task)
+    made = site.create(args.folder, name, args.task, keys.passphrase())
     keys.replace({args.folder / POLICY: text.encode()})
     told = (
         _import(made)
@@ -206,14 +212,14 @@ def join(args: argparse.Namespace) -> int:
 
 def approve(args: argparse.Namespace) -> int:
     """Run ``fedward hospital approve``."""
-    from client import policy
+    from client import bundles, policy
     from client.resident import POLICY
-    from common import deployment, flower
+    from common import deployment, flower, keys
 
     flower.check_version()
     flower.quiet()
     own, path = deployment.bundle(), _unopened(args.folder).folder / POLICY
-    known, waiting = policy.read_policy(path).allow.bundles, _waiting(args.folder / "bundles")
+    known, waiting = policy.read_policy(path).allow.bundles, bundles.waiting(args.folder)
     chosen = own.sha256 if args.own else args.sha256
     if chosen:
         if not args.own and chosen not in waiting:
@@ -221,60 +227,13 @@ def approve(args: argparse.Namespace) -> int:
                 f"{chosen[:80]!r}: no run asked for such a bundle; 'fedward hospital approve {args.folder} --show' prints those that wait"
             )
         policy.add(path, "bundles", chosen)
+        # After it: only what is on the list counts as approved.
+        keys.replace({args.folder / bundles.APPROVED: {**waiting, own.sha256: own.content}[chosen]})
         tell(args, {"approved": chosen}, f"Approved {chosen}.")
         return 0
-    facts = [
-        {"sha256": digest, "approved": digest in known, "differs": _difference(content, own.content)}
-        for digest, content in waiting.items()
-    ]
-    lines = [f"{row['sha256']}  {'approved' if row['approved'] else 'waits'}\n{row['differs']}" for row in facts]
-    tell(args, {"own": own.sha256, "bundles": facts}, "\n".join([f"Installed here: {own.sha256}", *lines]))
+    facts = bundles.facts(own.content, waiting, known, bundles.last(args.folder, known))
+    tell(args, facts, bundles.text(facts, files=args.show))
     return 0
-
-
-def _waiting(folder: Path) -> dict[str, bytes]:
-    """Return the bundles that the stub kept, by hash; a file that is not what its name says is nothing to approve."""
-    contents = {}
-    for file in sorted(folder.glob("*.fab")):
-        try:
-            # No links and no pipes: another user may write here, see site.stub_group.
-            if file.is_file() and not file.is_symlink():
-                contents[file.stem] = file.read_bytes()
-        except OSError as error:
-            print(f"{file}: cannot be read ({error.strerror}), and is left out", file=sys.stderr)
-    return {name: content for name, content in contents.items() if hashlib.sha256(content).hexdigest() == name}
-
-
-def _difference(theirs: bytes, ours: bytes) -> str:
-    """Say line by line how one bundle differs from another; the code of the run is not executed here, only shown."""
-    import difflib
-
-    new, old = _files(theirs), _files(ours)
-    if new is None or old is None:
-        return "  damaged, or too large to be shown; do not approve it"
-    lines: list[str] = []
-    for name in sorted(new.keys() | old.keys()):
-        lines += difflib.unified_diff(
-            old.get(name, []), new.get(name, []), f"installed/{name}", f"run/{name}", lineterm=""
-        )
-    return "\n".join(map(_visible, lines)) or "  the same as what is installed here"
-
-
-def _visible(line: str) -> str:
-    """Write out what would make a terminal hide or reorder a line: it came from the coordinator, and is about to be judged by eye."""
-    return "".join(letter if letter.isprintable() or letter == "\t" else f"\\u{ord(letter):04x}" for letter in line)
-
-
-def _files(bundle: bytes) -> dict[str, list[str]] | None:
-    """Return the lines of each file; None for what cannot be read, or would fill the memory."""
-    try:
-        with zipfile.ZipFile(BytesIO(bundle)) as archive:
-            files = [file for file in archive.infolist() if not file.filename.startswith(".info/")]
-            if sum(file.file_size for file in files) > MOST_SHOWN:
-                return None
-            return {file.filename: archive.read(file).decode("utf-8", "replace").split("\n") for file in files}
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError):
-        return None
 
 
 def check(args: argparse.Namespace) -> int:
@@ -443,7 +402,7 @@ def policy(args: argparse.Namespace) -> int:
         print(markdown())
         return 0
     if args.folder is None:
-        raise UsageError("expected the site's folder, or --markdown for every setting and rule")
+        raise UsageError("expected: fedward hospital policy show FOLDER, or --markdown for every setting and rule")
     table = as_table(read_policy(_unopened(args.folder).folder / POLICY))
     tell(args, table, dumps(table))
     return 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from client import resident, tunnel, watch
+from client import bundles, resident, tunnel, watch
 from client.policy import read_policy
 from client.site import Site
 from common import health, keys, supervise
@@ -21,7 +21,7 @@ from common.supervise import Program, Supervisor, free_port, until_stopped
 DIRECT = {"NO_PROXY": tunnel.LOOPBACK, "no_proxy": tunnel.LOOPBACK}
 """For Flower's node and the stub, who talk to this machine alone, whatever proxy the hospital has."""
 
-RUN, BUNDLES = "run", "bundles"
+RUN, BUNDLES = "run", bundles.FOLDER
 PORTS, SECRET = "ports", "secret"
 """Within ``run``."""
 
@@ -45,12 +45,13 @@ def place_of(site: Site) -> Place:
     folder = site.folder / RUN
     for name in (RUN, BUNDLES):
         (site.folder / name).mkdir(mode=0o700, exist_ok=True)
-    ports, secret = folder / PORTS, folder / SECRET
-    if not ports.exists():
-        keys.write(secret, secrets.token_bytes(32))
-        keys.write(ports, f"{free_port()} {free_port()}".encode())
-    first, second = ports.read_text().split()
+    keys.complete(folder, {SECRET: lambda: secrets.token_bytes(32), PORTS: _two_ports})
+    first, second = (folder / PORTS).read_text().split()
     return Place(folder, int(first), int(second))
+
+
+def _two_ports() -> bytes:
+    return f"{free_port()} {free_port()}".encode()
 
 
 def start(site: Site, tell: Callable[[str], object], *, stub: bool = True, health_port: int | None = None) -> None:

@@ -29,6 +29,7 @@ from client.secagg import InMemory, Shield
 from client.site import Site, open_site
 from client.worker import Worker
 from common import backend, flower
+from common.attempts import Attempts
 from common.config import Choice
 from common.errors import FedwardError
 from common.tasks import task_of
@@ -73,7 +74,7 @@ def serve(site: Site) -> None:
     hospital = replace(hospital, ledger=open_ledger(site.folder), least=policy.limits.min_records)
     keeping = Sealed(site.folder / FOLDER, site.vault_key(), site.name)
     for forget in (hospital.ledger.forget, keeping.forget):
-        _in_background(HOUR, forget)
+        _in_background(HOUR, "what is old was not erased", forget)
     backend.start(policy.limits.threads)
     _end_above(policy.limits.memory_mb)
     with AuditLog(site.folder / AUDIT, site.audit_key()) as audit:
@@ -94,16 +95,16 @@ def _end_above(megabytes: int) -> None:
             _log.error("this worker took more than limits.memory_mb = %d; it ends", megabytes)
             os._exit(1)
 
-    _in_background(0.2, watch)
+    _in_background(0.2, "the memory of this worker was not measured", watch)
 
 
-def _in_background(seconds: float, work: Callable[[], None]) -> None:
-    """Do something now and every so many seconds, as long as this process lives."""
+def _in_background(seconds: float, failed: str, work: Callable[[], None]) -> None:
+    """Do something now and every so many seconds, as long as this process lives; that it ``failed`` is logged, and it is tried again sooner or later."""
+    attempts = Attempts(failed)
 
     def repeat() -> None:
         while True:
-            work()
-            time.sleep(seconds)
+            time.sleep(seconds if attempts.make(work) else attempts.wait())
 
     threading.Thread(target=repeat, daemon=True).start()
 

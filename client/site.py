@@ -6,6 +6,7 @@
     request.json                     to be sent to the coordinator; holds public keys only
     certificate.pem authority.pem    since the hospital joined
     federation.json                  whom it joined, and where; the hospital has joined once this is there
+    approved.fab                     the code of a run that was approved last
     ledger.sqlite                    what was spent of the patients' privacy, since the worker first started
     data/ kept/                      the patients, and what is kept of runs between rounds; sealed
 
@@ -115,7 +116,9 @@ class Site:
         return self.folder / AUTHORITY
 
     def join(self, admitted: Mapping[str, Any], fingerprint: str) -> None:
-        """Join the federation that sent this, if its authority has the fingerprint that the coordinator read out. Writes all of it or nothing.
+        """Join the federation that sent this, if its authority has the fingerprint that the coordinator read out.
+
+        A crash leaves the hospital as one that has not joined, or that has joined this federation; done once more, it has.
 
         Raises
         ------

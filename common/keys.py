@@ -6,6 +6,7 @@ and ``audit`` (Ed25519, signs the audit log). A public key is written as one lin
 """
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import ssl
 import stat
 import tempfile
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -278,12 +279,15 @@ def load_chain(context: ssl.SSLContext, certificate: bytes, key: PrivateKey) -> 
 
 
 def replace(files: Mapping[Path, bytes]) -> None:
-    """Write files of mode 0600 over what stood there, all or none: each gets its name, in the order given, when all are on disk.
+    """Write files of mode 0600 over what stood there, each whole: they get their names one after another, in the order given, when all are on disk.
+
+    On a disk that is full, what stood there before still does. A crash between two names leaves the first files new and the others as they were, so the one by whose
+    presence it is known that all are there comes last, and doing the same once more mends it.
 
     Raises
     ------
     DataError
-        When one cannot be written, for example on a full disk; what stood there before still does.
+        When one cannot be written, for example on a full disk.
     """
     parts = {path: path.with_name(f".{path.name}.part") for path in files}
     path = Path()
@@ -300,6 +304,26 @@ def replace(files: Mapping[Path, bytes]) -> None:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
         raise _unwritten(path, error) from None
+
+
+def complete(folder: Path, contents: Mapping[str, Callable[[], bytes]]) -> None:
+    """Make those files of a folder, of mode 0600, that are missing or empty, each whole; of processes that do so at once, the first makes them and the others find them.
+
+    Raises
+    ------
+    DataError
+        When one cannot be written; what is missing is made by the next call.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for name, made in contents.items():
+            path = folder / name
+            # Empty is what a power cut leaves of a file.
+            if not path.exists() or not path.stat().st_size:
+                replace({path: made()})
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -4,13 +4,16 @@ A request passes with a short list of headers. What a hop or a proxy adds is dro
 """
 
 import asyncio
+import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
 import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -88,8 +91,12 @@ STOP_SECONDS = 5
 WAIT_ON_SECONDS = 2.0
 """How often a client is told to wait on. The time-outs of Flower's node, 5 s for a sign of life and 30 s for others, begin when it has written its last byte,
 which may take minutes from there over a slow line; a tunnel's tells it that its gateway is gone."""
-REPEAT_SECONDS = 60.0
-"""How often it is logged that a connection of one address was refused for one reason."""
+REPEAT_SECONDS, MOST_SAID = 60.0, 1000
+"""How often it is logged that a connection of one address was refused for one reason, and of how many of these at a time."""
+HANDSHAKES, FROM_ONE = 512, 128
+"""Handshakes that may be under way in all and from one address: who is there is not known before their end, so strangers could keep the door busy with them."""
+DESCRIPTORS = 65_536
+"""Files and connections that a server asks the system for; each connection takes one."""
 CERTIFICATE = "fedward.certificate"
 """Where in a request's scope the peer's certificate stands, in DER; absent where it showed none."""
 WAITING = "fedward.waiting"
@@ -311,6 +318,38 @@ class Connection(H11Protocol):
             self._overdue = None
 
 
+class Handshakes:
+    """The handshakes under way, by where they come from. Where there are too many, the oldest of the source that has most gives way: one that is meant takes a moment."""
+
+    def __init__(self) -> None:
+        self.most = HANDSHAKES
+        self._sources: defaultdict[str, dict[asyncio.Task[None], None]] = defaultdict(dict)
+
+    def add(self, source: str, task: "asyncio.Task[None]") -> bool:
+        """Count one that begins; say whether another had to give way."""
+        others = self._sources[source]
+        others[task] = None
+        task.add_done_callback(partial(self._over, source))
+        if len(others) <= min(FROM_ONE, self.most) and sum(map(len, self._sources.values())) <= self.most:
+            return False
+        crowd = max(self._sources, key=lambda each: len(self._sources[each]))
+        oldest = next(iter(self._sources[crowd]))
+        oldest.cancel()
+        self._over(crowd, oldest)
+        return True
+
+    async def close(self) -> None:
+        """End all."""
+        for task in [task for tasks in self._sources.values() for task in tasks]:
+            await ended(task)
+
+    def _over(self, source: str, task: "asyncio.Task[None]") -> None:
+        if source in self._sources:
+            self._sources[source].pop(task, None)
+            if not self._sources[source]:
+                del self._sources[source]
+
+
 class Server(uvicorn.Server):
     """Serves an application over TLS on a socket that listens, until SIGTERM or SIGINT."""
 
@@ -332,11 +371,12 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._app, self._context, self._listener, self._ready = app, context, listener, ready
         self._accepting: asyncio.Task[None] | None = None
-        self._beginning: set[asyncio.Task[None]] = set()
+        self._beginning = Handshakes()
         self._said: dict[tuple[str, str], float] = {}
 
     def run(self, _sockets: Any = None) -> None:
         """Serve; return when told to stop and all requests have ended."""
+        self._beginning.most = min(HANDSHAKES, raise_descriptors() // 4)
         super().run([self._listener])
 
     async def startup(self, sockets: Any = None) -> None:  # noqa: ARG002 - uvicorn names it
@@ -349,8 +389,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End."""
         await self._app.stop()
-        for task in (self._accepting, *self._beginning):
-            await ended(task)
+        await ended(self._accepting)
+        await self._beginning.close()
         await super().shutdown(sockets)
         await self._app.close()
 
@@ -364,9 +404,9 @@ class Server(uvicorn.Server):
             except OSError:  # the peer has gone, or there are no descriptors left
                 await asyncio.sleep(0.1)
                 continue
-            task = loop.create_task(self._begin(connection, str(address[0])))
-            self._beginning.add(task)
-            task.add_done_callback(self._beginning.discard)
+            host = str(address[0])
+            if self._beginning.add(source_of(host), loop.create_task(self._begin(connection, host))):
+                self._say_refused(host, "too many handshakes are under way; the oldest gave way")
 
     async def _begin(self, connection: socket.socket, host: str) -> None:
         """Have a connection's TLS begin, and log who is refused and why."""
@@ -387,7 +427,7 @@ class Server(uvicorn.Server):
         """Log it, once a while for each: a hospital whose certificate has expired knocks every few seconds."""
         now = time.monotonic()
         self._said = {known: when for known, when in self._said.items() if now - when < REPEAT_SECONDS}
-        if (host, reason) not in self._said:
+        if (host, reason) not in self._said and len(self._said) < MOST_SAID:
             self._said[host, reason] = now
             _log.warning("refused a connection from %s: %s", host, reason)
 
@@ -417,6 +457,27 @@ def _reason(error: ssl.SSLError) -> str:
     if error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return "it showed no certificate"
     return (error.reason or "no TLS").lower().replace("_", " ")
+
+
+def source_of(host: str) -> str:
+    """Return what stands for whoever has an address: of IPv6, the 64 bits of a network, of which one machine may have all.
+
+    >>> source_of("192.0.2.7"), source_of("2001:db8::1:2") == source_of("2001:db8::3:4")
+    ('192.0.2.7', True)
+    """
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return host if address.version == 4 else str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+
+
+def raise_descriptors() -> int:
+    """Have the system allow this process, and what it starts, as many descriptors as it does at most, up to `DESCRIPTORS`; return how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):  # macOS names a limit that it does not give
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
 def socket_options() -> list[tuple[int, int, int]]:

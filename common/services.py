@@ -31,6 +31,7 @@ HARDENED = (
     "SystemCallFilter=@system-service",
     "SystemCallErrorNumber=EPERM",
     "UMask=0077",
+    "LimitNOFILE=65536",
     "# A dump of the memory would be a copy of the patients, and of the keys.",
     "LimitCORE=0",
 )

@@ -17,10 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
+from common.attempts import FIRST_PAUSE, LONGEST_PAUSE, Attempts
 from common.errors import DataError, FedwardError, UsageError
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""Seconds before a program is started again; they double while it keeps ending at once. Flower refuses a node that comes back within a minute."""
 STEADY = 60.0
 """Seconds after which a program counts as running well."""
 GRACE = 10.0
@@ -54,6 +53,10 @@ class _Running:
     due: float = 0.0
     starts: int = 0
 
+    def begin(self) -> None:
+        self.process, self.begun = _start(self.program), time.monotonic()
+        self.starts += 1
+
 
 @dataclass(frozen=True)
 class State:
@@ -64,14 +67,18 @@ class State:
 
 
 class Supervisor:
-    """Keeps programs running, in the order given, and stops them in the opposite one; used as a context."""
+    """Keeps programs running, in the order given, and stops them in the opposite one; used as a context.
+
+    One that cannot be started at first is an error; later on it is tried again, as where it ended.
+    """
 
     def __init__(self, programs: Sequence[Program]) -> None:
         self._all = [_Running(program) for program in programs]
 
     def __enter__(self) -> Self:
         try:
-            self.look_after()
+            for running in self._all:
+                running.begin()
         except BaseException:  # whatever ended it, Ctrl-C too, no program may be left that nobody looks after
             self.__exit__()
             raise
@@ -82,15 +89,14 @@ class Supervisor:
             _end(running.process)
 
     def look_after(self) -> None:
-        """Start what is not running and whose pause is over; begin logs anew that are full."""
+        """Start again what is not running and whose pause is over; begin logs anew that are full."""
         now = time.monotonic()
         for running in self._all:
             if running.process and running.process.poll() is not None:
                 _end(running.process)
                 _note_end(running, now)
             if not running.process and now >= running.due:
-                running.process, running.begun = _start(running.program), now
-                running.starts += 1
+                _begin_again(running, now)
             _bound(running.program.log)
 
     def pids(self) -> dict[str, int]:
@@ -179,11 +185,15 @@ def stop(folder: Path, seconds: float = 30.0) -> int:
 def until_stopped(
     supervisor: Supervisor, every: Callable[[], object], seconds: float = 0.2, stopped: Sequence[int] | None = None
 ) -> None:
-    """Look after programs until SIGTERM or SIGINT, and call ``every`` in between; ``stopped`` is of a `stopping` that has begun before."""
+    """Look after programs until SIGTERM or SIGINT, and call ``every`` in between; ``stopped`` is of a `stopping` that has begun before.
+
+    An error of ``every`` is logged and ends nothing; it is called again after a pause.
+    """
+    attempts = Attempts("what goes with looking after the programs failed")
     with stopping() if stopped is None else contextlib.nullcontext(stopped) as asked:
         while not asked:
             supervisor.look_after()
-            every()
+            attempts.make(every)
             time.sleep(seconds)
 
 
@@ -293,9 +303,23 @@ def _runs(process: subprocess.Popen[bytes] | None) -> bool:
 
 def _note_end(running: _Running, now: float) -> None:
     code = running.process.returncode if running.process else None
-    pause = FIRST_PAUSE if now - running.begun > STEADY else running.pause
-    running.due, running.pause, running.process = now + pause, min(2 * pause, LONGEST_PAUSE), None
-    _log.warning("%s ended with %s; starting it again in %g s", running.program.name, code, pause)
+    if now - running.begun > STEADY:
+        running.pause = FIRST_PAUSE
+    running.process = None
+    _put_off(running, now, f"ended with {code}")
+
+
+def _begin_again(running: _Running, now: float) -> None:
+    """Start a program; where that fails, as while it is being replaced or the disk is full, the others go on, and it is tried again."""
+    try:
+        running.begin()
+    except (OSError, subprocess.SubprocessError) as error:
+        _put_off(running, now, f"cannot be started ({error})")
+
+
+def _put_off(running: _Running, now: float, what: str) -> None:
+    _log.warning("%s %s; starting it again in %g s", running.program.name, what, running.pause)
+    running.due, running.pause = now + running.pause, min(2 * running.pause, LONGEST_PAUSE)
 
 
 def _end(process: subprocess.Popen[bytes] | None) -> None:

@@ -75,6 +75,6 @@ fedward server run federation heart --rounds "$rounds" --set selection.minimum="
 fedward server status federation
 
 for name in "${hospitals[@]}"; do
-    fedward hospital audit "$name" verify
+    fedward hospital audit verify "$name"
 done
 say "done; all that it made is in $folder"

@@ -8,16 +8,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import deployment, flower, health, keys, relay, supervise
+from common.attempts import Attempts
 from common.deployment import Control, Task, Tasks
 from common.errors import FedwardError, Unreachable, UsageError
 from common.supervise import Program, Supervisor, free_port, until_stopped
 from server import watch
+from server.members import Member
 from server.plan import Plan
 from server.provision import Federation, open_federation
 
@@ -63,11 +65,8 @@ def place_of(federation: Federation) -> Place:
     """Return the meeting place of a federation, made when it is first asked for; its port stays the same from then on."""
     folder = federation.folder / RUN
     folder.mkdir(mode=0o700, exist_ok=True)
-    port, secret = folder / "port", folder / "secret"
-    if not port.exists():
-        keys.write(secret, secrets.token_bytes(32))
-        keys.write(port, str(free_port()).encode())
-    return Place(folder, int(port.read_text()), federation.token())
+    keys.complete(folder, {"secret": lambda: secrets.token_bytes(32), "port": lambda: str(free_port()).encode()})
+    return Place(folder, int((folder / "port").read_text()), federation.token())
 
 
 def start(
@@ -80,7 +79,8 @@ def start(
     UsageError
         When it is running already, or nothing can listen there.
     """
-    place, known = place_of(federation), set[str]()
+    relay.raise_descriptors()  # for Flower too, whom the gateway asks for every hospital
+    place, known = place_of(federation), Known()
     advice = f"; 'fedward server stop {federation.folder}' ends it"
     with supervise.stopping() as stopped, supervise.marked(place.folder, advice) as note:
         _wait_for_port(host, port, stopped)
@@ -143,20 +143,35 @@ def gateway(place: Place, federation: Federation, host: str, port: int) -> Progr
     return Program("gateway", [sys.executable, "-P", "-m", "server.gateway", *words], place.folder / "gateway.log")
 
 
-def let_in(place: Place, federation: Federation, known: set[str]) -> None:
+@dataclass
+class Known:
+    """What this process has told Flower of hospitals' nodes, and the log of their files."""
+
+    nodes: set[str] = field(default_factory=set)
+    said: set[str] = field(default_factory=set)
+    attempts: dict[str, Attempts] = field(default_factory=dict)
+
+
+def let_in(place: Place, federation: Federation, known: Known) -> None:
     """Tell Flower of the nodes of hospitals that are not ``known`` to it yet; the gateway decides at every request whether they are still admitted.
 
-    A damaged file of one is said, once, and keeps nobody else out.
+    A damaged file of one is said, once, and keeps nobody else out; nor does one that Flower refuses, for whom it is tried again after pauses.
     """
     members, damaged = federation.survey()
-    for text in {str(error) for error in damaged} - known:
+    for text in {str(error) for error in damaged} - known.said:
         _log.error("%s", text)
-        known.add(text)
+        known.said.add(text)
     for member in members:
-        if member.node_key not in known and not member.revoked:
-            with suppress(Unreachable):
-                place.control().register(member.node_key, member.name)
-                known.add(member.node_key)
+        if member.node_key not in known.nodes and not member.revoked:
+            attempts = known.attempts.setdefault(member.node_key, Attempts(f"{member.name!r} was not let in"))
+            attempts.make(partial(_tell_of, place, member, known))
+
+
+def _tell_of(place: Place, member: Member, known: Known) -> None:
+    with suppress(Unreachable):  # its supervisor says so, and at the next look it may be back
+        place.control().register(member.node_key, member.name)
+        known.nodes.add(member.node_key)
+        known.attempts.pop(member.node_key, None)
 
 
 def superlink(place: Place, token: Path) -> Program:

@@ -28,6 +28,7 @@ import httpx
 from cryptography import x509
 
 from common import certificates, flower, keys, relay
+from common.attempts import Attempts
 from common.deployment import LARGEST_ANSWER
 from common.errors import FedwardError
 from common.preflight import CLOCK, HEALTH, RELEASE
@@ -55,8 +56,11 @@ DEAF_SECONDS = 0.5
 """How often it is asked where nothing tells of news."""
 AWAITED = b"\x08\x01"
 """Flower's answer that it knows of a part and does not have it yet: a PullObjectResponse with ``object_found`` alone."""
-PART_SECONDS, PART_PAUSE = 5.0, 0.02
-"""How long, and how often, a part of a message is looked for that has not arrived yet; the node would look again after a second."""
+PART_SECONDS, PART_PAUSE, PART_GROWS = 5.0, 0.02, 0.125
+"""How long a part of a message is looked for that has not arrived yet, and how often: each pause is at least so long, and this share of the time that it was looked for
+already. The node itself would look again after a second."""
+PARTS_PER_SECOND, ALL_PARTS_PER_SECOND = 50, 200
+"""The parts that one member's requests wait for are not looked for more often, nor those of all."""
 MOST_TIMES = 3
 """How often a message is handed out to a node that never does anything with it."""
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
@@ -115,6 +119,10 @@ class _Line:
     """How often its node asked for messages."""
     waiting: int = 0
     """How many of these questions wait."""
+    seeking: int = 0
+    """How many of its requests wait for a part of a message."""
+    looking: "asyncio.Task[None] | None" = None
+    """Looks whether it comes back, see `Gateway._stay`."""
     handed: _Handed | None = None
     """A message that it may not have received."""
     node: int = 0
@@ -148,9 +156,8 @@ class Gateway:
         self._federation, self._upstream = federation, upstream.rstrip("/")
         self._limit, self._hold = limit, hold
         self._lines: defaultdict[str, _Line] = defaultdict(_Line)
-        self._held = 0
+        self._held = self._sought = 0
         self._asking: set[asyncio.Task[Any]] = set()
-        self._looking: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._news = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
@@ -169,8 +176,10 @@ class Gateway:
 
     async def close(self) -> None:
         """End."""
-        for task in (self._listening, *self._looking):
-            await relay.ended(task)
+        await relay.ended(self._listening)
+        for line in self._lines.values():
+            if line.looking and not line.looking.done():
+                await relay.ended(line.looking)
         await asyncio.gather(*self._asking, return_exceptions=True)
         await self._client.aclose()
 
@@ -267,7 +276,7 @@ class Gateway:
             line.node = _asking_node(question) or line.node
             await body.wait_for(self._pull(line, scope, headers, question, send))
         elif path == PART:
-            await body.wait_for(self._part(headers, await body.whole(), send))
+            await body.wait_for(self._part(line, headers, await body.whole(), send))
         elif path == relay.ENTER:
             await body.wait_for(self._enter(line, headers, await body.whole(), send))
         else:
@@ -293,9 +302,9 @@ class Gateway:
             await body.wait_for(self._stopped_within(STAY_SECONDS))
             await relay.answer(send, 200)
         finally:
-            task = asyncio.create_task(self._look_for(member, line))
-            self._looking.add(task)
-            task.add_done_callback(self._looking.discard)
+            # One that looks already goes on doing so, since this request began after it.
+            if line.looking is None or line.looking.done():
+                line.looking = asyncio.create_task(self._look_for(member, line))
 
     async def _stopped_within(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -320,19 +329,22 @@ class Gateway:
         with _reached():
             await self._client.send(self._request(path, line.signed, content))
 
-    async def _part(self, headers: list[Header], content: bytes, send: Send) -> None:
+    async def _part(self, line: _Line, headers: list[Header], content: bytes, send: Send) -> None:
         """Hand out a part of a message; a message is announced before its parts have arrived."""
-        end = time.monotonic() + PART_SECONDS
+        begun = time.monotonic()
         while True:
             with _reached():
                 response = await self._client.send(self._request(PART, headers, content), stream=True)
                 if response.headers.get("content-length") != str(len(AWAITED)):
                     break
                 short = await response.aread()
-            if short != AWAITED or time.monotonic() > end:
+            waited = time.monotonic() - begun
+            if short != AWAITED or waited > PART_SECONDS:
                 await relay.answer(send, response.status_code, short, relay.passing(response.headers.raw, KEPT))
                 return
-            await asyncio.sleep(PART_PAUSE)
+            with self._seeking(line):
+                shares = line.seeking / PARTS_PER_SECOND, self._sought / ALL_PARTS_PER_SECOND
+                await asyncio.sleep(max(PART_PAUSE, PART_GROWS * waited, *shares))
         await relay.hand_back(response, send)
 
     async def _pull(self, line: _Line, scope: Scope, headers: list[Header], content: bytes, send: Send) -> None:
@@ -362,7 +374,7 @@ class Gateway:
             try:
                 answer = await self._client.get(f"{self._upstream}{NEWS}?{known}", timeout=TIMEOUT)
                 count = answer.text if answer.is_success else ""
-            except httpx.TransportError:
+            except httpx.HTTPError:
                 count = ""
             if not count:
                 await asyncio.sleep(DEAF_SECONDS)
@@ -412,6 +424,16 @@ class Gateway:
         finally:
             self._held -= 1
             line.waiting -= 1
+
+    @contextmanager
+    def _seeking(self, line: _Line) -> Iterator[None]:
+        self._sought += 1
+        line.seeking += 1
+        try:
+            yield
+        finally:
+            self._sought -= 1
+            line.seeking -= 1
 
 
 @contextmanager
@@ -581,6 +603,7 @@ class _Served(Gateway):
     def __init__(self, federation: House, upstream: str, context: ssl.SSLContext) -> None:
         super().__init__(federation, upstream)
         self._house, self._context = federation, context
+        self._shown = federation.gateway_certificate.read_bytes()
         self._refreshing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -594,14 +617,19 @@ class _Served(Gateway):
         await super().close()
 
     async def _refresh(self) -> None:
+        attempts, pause = Attempts("the gateway's certificate was not made anew"), REFRESH_SECONDS
         while True:
-            await asyncio.sleep(REFRESH_SECONDS)
-            try:
-                if self._house.refresh_gateway():
-                    show_certificate(self._context, self._house)
-                    _log.info("the gateway shows a new certificate from now on")
-            except FedwardError as error:
-                _log.error("the gateway's certificate was not made anew: %s", error)
+            await asyncio.sleep(pause)
+            pause = REFRESH_SECONDS if attempts.make(self._freshen) else attempts.wait()
+
+    def _freshen(self) -> None:
+        self._house.refresh_gateway()
+        # Compared to what is shown, and not to what was just made: that may have been made by an attempt that failed afterwards.
+        there = self._house.gateway_certificate.read_bytes()
+        if there != self._shown:
+            show_certificate(self._context, self._house)
+            self._shown = there
+            _log.info("the gateway shows a new certificate from now on")
 
 
 def serve(

@@ -87,7 +87,7 @@ def running(population: Population, task: Task) -> Iterator[Federation]:
         bundle = deployment.bundle().sha256
         sites = [_site(Path(scratch), federation, port, task, hospital, bundle) for hospital in population.hospitals]
         # Before they knock: Flower's node gives up when it is not known.
-        coordinator.let_in(place, federation, set())
+        coordinator.let_in(place, federation, coordinator.Known())
         for each in sites:
             meeting = programs.place_of(each)
             key = stack.enter_context(programs.node_key(each, meeting))

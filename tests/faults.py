@@ -194,6 +194,9 @@ class Table:
         return f"| {number} | {row.fault} | {row.passes_when} | {verdict} | {cases} | {seconds:.1f} |"
 
 
+MOST_STRETCHED = 3
+"""By how much a test's limit in seconds is stretched at most where others use the machine."""
+
 LINE = re.compile(r"\| (\d+) \| (.+) \| (`.+`) \| (\d+) \| (\w+) \| ([\d.]+) \| ([\d-]+) \|")
 
 
@@ -225,6 +228,8 @@ HEAD = (
     "```",
     "",
     "or row by row (`--fault-row 5` beside it), which keeps what the page says of the others; each test has the day on which it ran. Seconds include what a test starts and stops.",
+    "",
+    f"Limits in seconds are those of a machine that nobody else uses: where more programs want to run than it has cores, a test stretches them by as much, to {MOST_STRETCHED} times what the row says at most.",
     "",
     "| # | fault | passes when | verdict | cases | seconds |",
     "|---|---|---|---|---|---|",

@@ -1,5 +1,6 @@
 """The fault matrix's table says what became of its tests, and nothing better."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.faults import ROWS, Table
+from tests.faults import HEAD, MOST_STRETCHED, ROWS, Table
+from tests.federation.processes import at_most
 
 ROOT = Path(__file__).parent.parent
 SHOWN = 5
@@ -47,6 +49,17 @@ def verdict(*reports, row=SHOWN):
 def test_a_row_is_as_good_as_its_worst_test(outcomes, expected):
     reports = [report(outcome, test=f"test_{place}") for place, outcome in enumerate(outcomes)]
     assert verdict(*reports) == expected
+
+
+@pytest.mark.parametrize(("load", "times"), [(0.0, 1.0), (1.0, 1.0), (2.0, 2.0), (500.0, MOST_STRETCHED)])
+def test_a_limit_is_stretched_by_the_load_up_to_what_the_page_says(monkeypatch, load, times):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load * os.cpu_count(), 0.0, 0.0))
+    assert at_most(10) == 10 * times
+    assert any(f"to {MOST_STRETCHED} times what the row says" in line for line in HEAD)
+
+
+def test_the_page_begins_as_the_command_writes_it():
+    assert (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").startswith("\n".join(HEAD) + "\n")
 
 
 def test_a_setup_that_fails_counts():

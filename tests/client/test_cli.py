@@ -5,6 +5,7 @@ import grp
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -143,34 +144,54 @@ class TestWalk:
         assert "70 rows read, 70 taken" in run("hospital", "import", "site")
 
     def test_the_policy_is_shown_as_it_is(self, run, site):
-        shown = tomllib.loads(run("hospital", "policy", "site"))
+        shown = tomllib.loads(run("hospital", "policy", "show", "site"))
         written = tomllib.loads((site / "site.toml").read_text())
         assert shown == {section: written[section] for section in ("site", "allow", "limits", "privacy")}
-        assert json.loads(run("hospital", "policy", "site", "--json"))["site"]["name"] == "St Mary"
+        assert json.loads(run("hospital", "policy", "show", "site", "--json"))["site"]["name"] == "St Mary"
 
     def test_a_whole_audit_log_is_said_to_be(self, run, site):
         with AuditLog(site / "audit.jsonl", open_site(site).audit_key()) as log:
             log.append("started", {"version": "0.1.0"})
             log.append("stopped")
-        assert "2 lines, none of them changed" in run("hospital", "audit", "site")
-        assert json.loads(run("hospital", "audit", "site", "verify", "--json")) == {"lines": 2, "intact": True}
+        assert "2 lines, none of them changed" in run("hospital", "audit", "verify", "site")
+        assert json.loads(run("hospital", "audit", "verify", "site", "--json")) == {"lines": 2, "intact": True}
 
     def test_keys_are_sealed_by_the_passphrase_in_the_environment(self, run, refused, monkeypatch):
         monkeypatch.setenv("FEDWARD_PASSPHRASE", "correct horse")
         run("hospital", "init", "site", "--name", "St Mary", "--task", "heart")
         assert b"sealed key" in Path("site/keys/tls.key").read_bytes()
         monkeypatch.setenv("FEDWARD_PASSPHRASE", "wrong horse")
-        code, line = refused("hospital", "audit", "site")
+        code, line = refused("hospital", "audit", "verify", "site")
         assert (code, "wrong passphrase" in line) == (2, True)
         assert "horse" not in line
 
 
 class TestWrong:
-    def test_init_without_a_name_or_task_is_used_wrongly(self, refused):
-        for words in (["site"], ["site", "--name", "a"], ["site", "--task", "heart"], []):
+    def test_init_without_a_folder_or_task_is_used_wrongly(self, refused):
+        for words in (["site"], ["site", "--name", "a"], ["--task", "heart"], []):
             code, line = refused("hospital", "init", *words)
             assert code == 2
             assert "'fedward hospital init --help' shows what it takes" in line
+
+    @pytest.mark.parametrize("folder", ["St Mary", "./St Mary/", "."])
+    def test_a_hospital_without_a_name_has_that_of_its_folder(self, run, folder, tmp_path, monkeypatch):
+        if folder == ".":
+            (tmp_path / "St Mary").mkdir()
+            monkeypatch.chdir(tmp_path / "St Mary")
+        assert json.loads(run("hospital", "init", folder, "--task", "heart", "--json"))["name"] == "St Mary"
+        assert open_site(tmp_path / "St Mary").name == "St Mary"
+
+    def test_a_folder_whose_name_is_none_for_a_hospital_is_refused(self, refused):
+        code, line = refused("hospital", "init", "a,b", "--task", "heart")
+        assert (code, "--name: expected" in line and "got 'a,b'" in line) == (2, True)
+        assert not Path("a,b").exists()
+
+    @pytest.mark.parametrize(
+        "words",
+        [["audit", "site"], ["audit", "site", "verify"], ["policy", "site"], ["policy", "site", "show"], ["policy"]],
+    )
+    def test_what_it_does_comes_before_the_folder(self, refused, site, words):
+        assert refused("hospital", *words)[0] == 2
 
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -234,7 +255,7 @@ class TestWrong:
 
     def test_a_damaged_policy(self, refused, site):
         (site / "site.toml").write_text("[allow]\ntask = 3\n")
-        for words in (["import", "site"], ["approve", "site", "--own"], ["policy", "site"]):
+        for words in (["import", "site"], ["approve", "site", "--own"], ["policy", "show", "site"]):
             code, line = refused("hospital", *words)
             assert (code, "site.toml" in line) == (2, True)
         assert (site / "site.toml").read_text() == "[allow]\ntask = 3\n"
@@ -242,11 +263,11 @@ class TestWrong:
     @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"name": "St Mary"}', b"{}" * 100_000])
     def test_a_damaged_request_of_its_own(self, refused, site, content):
         (site / "request.json").write_bytes(content)
-        code, line = refused("hospital", "audit", "site")
+        code, line = refused("hospital", "audit", "verify", "site")
         assert (code, "request.json" in line) == (1, True)
 
     def test_audit_without_a_log(self, refused, site):
-        code, line = refused("hospital", "audit", "site")
+        code, line = refused("hospital", "audit", "verify", "site")
         assert (code, "audit.jsonl: cannot be read" in line) == (1, True)
 
     @pytest.mark.parametrize("change", [(b'"stopped"', b'"started"'), (b"0.1.0", b"0.1.1")])
@@ -256,7 +277,7 @@ class TestWrong:
             log.append("started", {"version": "0.1.0"})
             log.append("stopped")
         path.write_bytes(path.read_bytes().replace(*change))
-        code, line = refused("hospital", "audit", "site")
+        code, line = refused("hospital", "audit", "verify", "site")
         assert code == 1
         assert f"line {1 if b'0.1.0' in change else 2}: altered" in line
 
@@ -414,6 +435,42 @@ class TestApprove:
         (facts,) = json.loads(run("hospital", "approve", "site", "--json"))["bundles"]
         assert facts["approved"]
 
+    def test_what_will_run_is_shown_file_by_file(self, run, site):
+        shown = run("hospital", "approve", "site", "--show")
+        with zipfile.ZipFile(BytesIO(bundle().content)) as archive:
+            for name in ("client/gate.py", "client/policy.py", "common/keys.py"):
+                content = archive.read(name)
+                digest, lines = hashlib.sha256(content).hexdigest()[:16], content.decode().count("\n") + 1
+                assert re.search(rf"  {digest} +{lines} lines  {name}\n", shown)
+        assert "Nothing that was approved is kept here" in shown
+        assert "client/gate.py" not in run("hospital", "approve", "site")
+
+    def test_what_waits_and_what_is_installed_are_held_against_the_last_approved(self, run, site):
+        """As after an upgrade here, and another one at the coordinator."""
+        with zipfile.ZipFile(BytesIO(bundle().content)) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+        before = fab(files | {"client/gate.py": files["client/gate.py"] + b"before()\n"})
+        coming = fab(files | {"client/gate.py": files["client/gate.py"] + b"before()\ncoming()\n"})
+        self.keep(site, before)
+        run("hospital", "approve", "site", "--sha256", before.sha256)
+        self.keep(site, coming)
+        (site / "bundles" / f"{before.sha256}.fab").unlink()
+        shown = run("hospital", "approve", "site", "--show")
+        assert f"It differs from what was approved last, {before.sha256}:\n--- approved/client/gate.py" in shown
+        changed = [line for line in shown.splitlines() if re.match(r"[-+]\w", line)]
+        assert changed == ["-before()", "+coming()"]
+        run("hospital", "approve", "site", "--own")
+        shown = run("hospital", "approve", "site", "--show")
+        assert "It is what was approved last." in shown
+        assert [line for line in shown.splitlines() if re.match(r"[-+]\w", line)] == ["+before()", "+coming()"]
+
+    def test_one_that_was_taken_off_the_list_is_approved_no_more(self, run, site):
+        run("hospital", "approve", "site", "--own")
+        path = site / "site.toml"
+        path.write_text(path.read_text().replace(f'bundles = ["{bundle().sha256}"]', "bundles = []"))
+        facts = json.loads(run("hospital", "approve", "site", "--json"))
+        assert (facts["own_approved"], facts["last_approved"]) == (False, None)
+
     def test_nothing_of_it_is_executed(self, run, site, tmp_path):
         spy = f"from pathlib import Path\nPath({str(tmp_path / 'executed')!r}).touch()\n"
         waiting = fab(
@@ -561,7 +618,7 @@ class TestKeeping:
         monkeypatch.delenv("FEDWARD_PASSPHRASE")
         assert refused("hospital", "restore", "sealed", "other")[0] == 2
         assert not Path("other").exists()
-        assert "1 lines, none of them changed" in run("hospital", "audit", "again")
+        assert "1 lines, none of them changed" in run("hospital", "audit", "verify", "again")
         assert open_site(Path("again")).vault_key() == open_site(site).vault_key()
         assert (Path("again") / "site.toml").read_bytes() == (site / "site.toml").read_bytes()
 
@@ -586,9 +643,11 @@ class TestKeeping:
         (tmp_path / "passphrase").write_text("correct horse\n")
         run("hospital", "init", "site", "--name", "St Mary", "--task", "heart")
         assert b"sealed key" in Path("site/keys/tls.key").read_bytes()
-        assert refused("hospital", "audit", "site")[1].endswith("cannot be read (No such file or directory)\n")
+        assert refused("hospital", "audit", "verify", "site")[1].endswith(
+            "cannot be read (No such file or directory)\n"
+        )
         (tmp_path / "passphrase").write_text("wrong\n")
-        assert "wrong passphrase" in refused("hospital", "audit", "site")[1]
+        assert "wrong passphrase" in refused("hospital", "audit", "verify", "site")[1]
 
 
 class TestService:
@@ -642,6 +701,13 @@ class TestModes:
         assert found["data"] == 0o700, "what lies within is behind a door that is shut"
         programs._share(open_site(site), place, "")
         assert not {name for name, mode in modes(site).items() if mode & 0o077 and "data/" not in name}
+
+    @pytest.mark.parametrize("lost", [programs.PORTS, programs.SECRET])
+    def test_a_crash_between_the_files_of_the_place_is_mended(self, site, place, lost):
+        (place.folder / lost).unlink()
+        again = programs.place_of(open_site(site))
+        assert (again == place) == (lost == programs.SECRET)
+        assert len(again.secret.read_bytes()) == 32
 
     def test_a_group_that_there_is_not_is_one_line(self, refused, run, site, federation, admitted):
         run("hospital", "join", "site", "admitted.json", "--fingerprint", federation.fingerprint)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import socket
 import ssl
 import stat
@@ -318,6 +319,41 @@ class TestJoining:
         assert files_of(plain) == before
         plain.join(admitted, federation.fingerprint)
         assert set(files_of(plain)) == {"request.json", *GIVEN}
+
+    @pytest.mark.parametrize("at", [1, 2, 3])
+    @pytest.mark.parametrize("before", ["nothing", "this one", "another one that it left"])
+    def test_a_crash_between_any_two_names_is_mended_by_joining_again(
+        self, plain, federation, monkeypatch, tmp_path, at, before
+    ):
+        """Whatever is there after the crash: the hospital has joined none, or this one and can show its certificate."""
+        if before == "this one":
+            plain.join(federation.admit(request_of(plain)), federation.fingerprint)
+        elif before == "another one that it left":
+            other = provision.create(tmp_path / "other", "Lung Study", ["localhost"])
+            plain.join(other.admit(request_of(plain)), other.fingerprint)
+            (plain.folder / "federation.json").unlink()
+        admitted, names, replace = federation.admit(request_of(plain)), [], os.replace
+
+        def crash(part, path):
+            names.append(path)
+            if len(names) == at:
+                raise KeyboardInterrupt
+            replace(part, path)
+
+        monkeypatch.setattr(os, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            plain.join(admitted, federation.fingerprint)
+        assert names[-1].name == ("authority.pem", "certificate.pem", "federation.json")[at - 1]
+        monkeypatch.setattr(os, "replace", replace)
+        again = sites.open_site(plain.folder)
+        if again.federation:
+            assert again.federation["fingerprint"] == federation.fingerprint
+            again.tls_context()
+        again.join(admitted, federation.fingerprint)
+        assert again.federation["federation"] == "Heart Study"
+        assert again.certificate.read_text() == admitted["certificate"]
+        again.tls_context()
+        assert set(files_of(again)) == {"request.json", *GIVEN}
 
     def test_a_request_from_a_changed_folder_admits_nobody(self, plain, federation):
         for part, value in (("name", "Lakeside"), ("task", "notes"), ("fedward", "9")):

@@ -5,6 +5,7 @@ import json
 import os
 import ssl
 import stat
+import threading
 from argparse import Namespace
 from importlib import import_module
 from unicodedata import normalize
@@ -156,7 +157,7 @@ class TestFiles:
             keys.write(tmp_path / "tls.key", b"secret")
         assert not list(tmp_path.iterdir())
 
-    def test_files_are_replaced_all_or_none(self, tmp_path, monkeypatch):
+    def test_on_a_full_disk_none_of_the_files_is_replaced(self, tmp_path, monkeypatch):
         one, two = tmp_path / "one", tmp_path / "two"
         keys.replace({one: b"1", two: b"1"})
         fsync, calls = os.fsync, []
@@ -169,6 +170,26 @@ class TestFiles:
         keys.replace({one: b"2", two: b"2"})
         assert (one.read_bytes(), two.read_bytes(), mode(one)) == (b"2", b"2", 0o600)
 
+    @pytest.mark.parametrize("at", [1, 2, 3])
+    def test_a_crash_between_two_names_leaves_the_last_as_it_was_and_each_whole(self, tmp_path, monkeypatch, at):
+        paths, rename, calls = [tmp_path / name for name in ("one", "two", "marker")], os.replace, []
+        keys.replace(dict.fromkeys(paths, b"1"))
+
+        def crash(part, path):
+            calls.append(path)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            rename(part, path)
+
+        monkeypatch.setattr(os, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            keys.replace(dict.fromkeys(paths, b"2"))
+        assert [path.read_bytes() for path in paths] == [b"2"] * (at - 1) + [b"1"] * (4 - at)
+        monkeypatch.setattr(os, "replace", rename)
+        keys.replace(dict.fromkeys(paths, b"2"))
+        assert sorted(tmp_path.iterdir()) == sorted(paths)
+        assert [path.read_bytes() for path in paths] == [b"2"] * 3
+
     def test_what_a_crash_left_does_not_hinder_and_does_not_lend_its_mode(self, tmp_path):
         left = tmp_path / ".one.part"
         left.write_bytes(b"half")
@@ -176,6 +197,42 @@ class TestFiles:
         keys.replace({tmp_path / "one": b"whole"})
         assert (tmp_path / "one").read_bytes() == b"whole"
         assert mode(tmp_path / "one") == 0o600
+
+
+class TestComplete:
+    @pytest.mark.parametrize("left", [{}, {"secret": b"old"}, {"port": b"7"}, {"secret": b"", "port": b"7"}])
+    def test_what_is_missing_or_empty_is_made_and_the_rest_stays(self, tmp_path, left):
+        for name, content in left.items():
+            (tmp_path / name).write_bytes(content)
+        keys.complete(tmp_path, {"secret": lambda: b"new", "port": lambda: b"8"})
+        there = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        assert there == {"secret": b"new", "port": b"8"} | {name: text for name, text in left.items() if text}
+
+    def test_on_a_full_disk_it_is_one_line_and_made_later(self, tmp_path, monkeypatch):
+        contents = {"secret": lambda: b"1", "port": lambda: b"2"}
+        fsync, calls = os.fsync, []
+        monkeypatch.setattr(os, "fsync", lambda fd: calls.append(fd) or (full() if len(calls) == 3 else fsync(fd)))
+        with pytest.raises(DataError, match="port: cannot be written"):
+            keys.complete(tmp_path, contents)
+        monkeypatch.setattr(os, "fsync", fsync)
+        keys.complete(tmp_path, contents)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"secret": b"1", "port": b"2"}
+
+    def test_of_many_at_once_one_makes_them_and_all_find_the_same(self, tmp_path):
+        begin, found = threading.Barrier(8), []
+
+        def ask():
+            begin.wait()
+            keys.complete(tmp_path, {name: lambda: os.urandom(8) for name in ("secret", "port")})
+            found.append(((tmp_path / "secret").read_bytes(), (tmp_path / "port").read_bytes()))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 8
+        assert len(set(found)) == 1
 
 
 class TestFolders:

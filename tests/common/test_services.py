@@ -55,6 +55,7 @@ KNOWN = {
         "SystemCallFilter",
         "SystemCallErrorNumber",
         "UMask",
+        "LimitNOFILE",
         "LimitCORE",
     },
     "Install": {"WantedBy"},

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from common import supervise
+from common import attempts, supervise
 from common.errors import DataError, FedwardError, UsageError
 from common.supervise import Program, Supervisor, free_port, until_stopped
 
@@ -144,6 +144,52 @@ class TestRestart:
         with Supervisor([python("fails", "raise SystemExit(7)", tmp_path)]) as supervisor:
             until(lambda: supervisor.look_after() or caplog.text)
         assert "fails ended with 7; starting it again in 1 s" in caplog.text
+
+    def test_one_that_can_not_be_started_again_is_tried_later_and_the_others_go_on(self, tmp_path, monkeypatch, caplog):
+        """As while a release is being installed, and with it the program replaced."""
+        now = [1000.0]
+        monkeypatch.setattr(supervise.time, "monotonic", lambda: now[0])
+        replaced = tmp_path / "program"
+        replaced.symlink_to(sys.executable)
+        one, other = python("one", SLEEPS, tmp_path), python("other", SLEEPS, tmp_path)
+        with Supervisor([Program("one", [str(replaced), "-c", SLEEPS], one.log), other]) as supervisor:
+            until(lambda: says_up(one) and says_up(other))
+            before = supervisor.pids()
+            replaced.unlink()
+            os.kill(before["one"], signal.SIGKILL)
+            until(lambda: supervisor.look_after() or "one" not in supervisor.pids())
+            for _ in range(20):
+                now[0] += 1
+                supervisor.look_after()
+            assert supervisor.pids() == {"other": before["other"]}
+            assert alive(before["other"])
+            assert [record.getMessage().rpartition("in ")[2] for record in caplog.records] == [
+                "1 s",
+                "2 s",
+                "4 s",
+                "8 s",
+                "16 s",
+            ]
+            assert "one cannot be started ([Errno 2] No such file or directory" in caplog.text
+            replaced.symlink_to(sys.executable)
+            now[0] += 16
+            supervisor.look_after()
+            assert supervisor.pids().keys() == {"one", "other"}
+
+    def test_an_error_of_what_is_done_in_between_ends_nothing(self, tmp_path, monkeypatch, caplog):
+        monkeypatch.setattr(attempts, "FIRST_PAUSE", 0.05)
+        calls, program = [], python("one", SLEEPS, tmp_path)
+
+        def every():
+            calls.append(1)
+            if len(calls) == 3:
+                signal.raise_signal(signal.SIGTERM)
+            raise OSError(28, "No space left on device")
+
+        with Supervisor([program]) as supervisor:
+            until_stopped(supervisor, every, 0.001)
+            assert alive(supervisor.pids()["one"])
+        assert caplog.text.count("No space left on device; tried again in") == 3
 
     def test_what_it_had_started_ends_with_it(self, tmp_path):
         program = python("parent", PARENT.format(child=SLEEPS, seconds=0), tmp_path)

@@ -27,7 +27,7 @@ def test_hospitals_train_together_and_can_prove_what_was_sent(running):
     folder = running.server / "runs" / record["name"]
     assert {"run.json", "metrics.csv", "model.keras", "config.toml"} <= {path.name for path in folder.iterdir()}
     for hospital in HOSPITALS:
-        assert "none of them changed" in fedward("hospital", "audit", running.site(hospital), "verify")
+        assert "none of them changed" in fedward("hospital", "audit", "verify", running.site(hospital))
         events = [line["event"] for line in running.audit(hospital)]
         assert events.count("trained") >= 3
         assert events.count("sent") == events.count("allowed")

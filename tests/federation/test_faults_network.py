@@ -385,7 +385,7 @@ class Real:
         task = Plan(self.virtual.config()).task
         site = deploy._site(self.root, self.federation, proxy.port, task, hospital, self.bundle.sha256)
         self.sites[hospital.name] = site
-        coordinator.let_in(self.place, self.federation, set())
+        coordinator.let_in(self.place, self.federation, coordinator.Known())
         place = programs.place_of(site)
         app = tunnel.Tunnel(f"https://127.0.0.1:{proxy.port}", site)
         port = self._stack.enter_context(self._tools.serving(app, tunnel.loopback(place.folder)))

@@ -31,11 +31,13 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 
-from client import policy, resident, service
+from client import policy, resident, service, stub
+from client.app import guarded
 from client.audit import AuditLog
 from client.data import vault
+from client.gate import Gate
 from client.site import open_site
-from common import chain, flower, messages
+from common import chain, flower, keys, messages
 from common.config import Choice, merge
 from common.errors import DataError, PolicyRefused, QuorumError, Unreachable
 from common.messages import TRAIN
@@ -446,20 +448,55 @@ def test_a_table_of_one_patient_or_one_class_is_a_matter_of_policy(tmp_path, row
 
 
 @pytest.mark.fault(18, passes_when="a hospital of one class trains with the others, and its lone counts stay inside")
-def test_a_hospital_of_one_class_does_no_harm_to_the_others(federation):
-    def of_one_class(hospital):
-        parts = {
-            part: {**getattr(hospital, part), "num": np.zeros(rows_of(getattr(hospital, part)))}
-            for part in ("train", "test")
-        }
-        return replace(hospital, **parts)
+def test_a_hospital_of_one_class_does_no_harm_to_the_others(federation, tmp_path):
+    """Two of its test patients are of the other class, fewer than the smallest cell of its rules."""
 
-    changed = replace(
-        federation, hospitals=[of_one_class(each) if each.name == "west" else each for each in federation.hospitals]
-    )
-    outcome = changed.run()
+    def of_one_class(hospital):
+        ill = np.arange(rows_of(hospital.test)) < 2
+        train = {**hospital.train, "num": np.zeros(rows_of(hospital.train))}
+        return replace(hospital, train=train, test={**hospital.test, "num": ill.astype(np.float64)})
+
+    west = of_one_class(next(each for each in federation.hospitals if each.name == "west"))
+    changed = replace(federation, hospitals=[west if each.name == "west" else each for each in federation.hospitals])
+    (tmp_path / "site.toml").write_text(rules("west", smallest_cell=5), encoding="utf-8")
+    context = Context(7, 3, {stub.BUNDLE: "b" * 64}, RecordDict(), {})
+    own, left = [], []
+    with AuditLog(tmp_path / "audit.jsonl", keys.generate("audit")) as log:
+        gate = Gate(west, None, tmp_path / "site.toml", log, "c" * 64)
+
+        def script(message, answer):
+            gate.worker = lambda _message, _context: own.append(answer()) or own[-1]
+            left.append(guarded(gate)(message, context))
+            return left[-1]
+
+        grid = changed.grid({"west": script})
+        with flower.identity(grid.run.run_id):
+            outcome = rounds.run(grid, Plan(changed.config(), cohort=COHORT))
     assert [sorted(record.answered) for record in outcome.rounds] == [list(COHORT)] * 3
     assert np.isfinite(outcome.model.weights).all()
+    assert len(own) == len(left) > 3
+    assert {"count/test", "test/confusion"} <= set().union(*map(lone_counts, own)), "the search finds them"
+    assert [name for answer in left for name in lone_counts(answer)] == []
+
+
+def rules(name, smallest_cell):
+    """Return a hospital's rules under which it takes part in a tiny federation."""
+    text = policy.template(name, "heart", "heart.csv").replace("min_patients = 50", "min_patients = 8")
+    text = re.sub("smallest_cell = .*", f"smallest_cell = {smallest_cell}", text)
+    for key, value in (("settings", "task.hidden=4"), ("bundles", "b" * 64), ("coordinators", "c" * 64)):
+        text = policy.added(text, key, value)
+    return text
+
+
+def lone_counts(answer):
+    """Return the names of all statistics of an answer in which a cell counts one to four patients."""
+    statistics = messages.unpack_reply(answer.content).statistics
+    counted = {"count", "task/count", "task/records", "confusion", "histogram"}
+    return [
+        name
+        for name, values in statistics.items()
+        if counted & {name, name.partition("/")[0], name.rpartition("/")[2]} and ((values > 0) & (values < 5)).any()
+    ]
 
 
 # What nobody may find.
@@ -761,7 +798,7 @@ def test_a_hospital_whose_clock_jumps_is_out_until_it_is_right(running, turned):
         run.wait_for(lambda row: row["answered"] == ["cleveland", "hungarian"], 60, "the others do not go on")
         turned.set(0)
         run.wait_for(lambda row: "va" in row["answered"], 150, "va does not come back")
-    assert "none of them changed" in here("hospital", "audit", running.site("va"), "verify")
+    assert "none of them changed" in here("hospital", "audit", "verify", running.site("va"))
     assert len(running.trained("va")) == len(set(running.trained("va")))
     restarted(running, "va")
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -515,6 +516,26 @@ class TestStaying:
             time.sleep(1.0)
             assert door.upstream.paths() == []
 
+    def test_one_that_hangs_up_again_and_again_is_looked_for_once_at_a_time(self, door, stay, monkeypatch, tools):
+        looking, most = [], []
+        look_for = gateway.Gateway._look_for
+
+        async def counted(*given):
+            looking.append(1)
+            most.append(len(looking))
+            await look_for(*given)
+            looking.pop()
+
+        monkeypatch.setattr(gateway.Gateway, "_look_for", counted)
+        stay().close()
+        for _ in range(10):
+            with secured(door) as line:
+                line.sendall(f"POST {relay.STAY} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n".encode())
+                time.sleep(0.05)
+        tools.until(lambda: LEAVE in door.upstream.paths())
+        tools.until(lambda: not looking)
+        assert max(most) == 1
+
     def test_nor_is_one_that_goes_on_asking(self, door, stay):
         stay().close()
         for _ in range(5):
@@ -575,6 +596,21 @@ class TestWaitingForMessages:
         door.upstream.says[PART] = part.SerializeToString()
         thread.join(5)
         assert answers == [part.SerializeToString()]
+
+    def test_a_part_that_never_comes_is_looked_for_in_growing_pauses(self, door):
+        door.upstream.says[PART] = gateway.AWAITED
+        assert door.post(PART, timeout=30).content == gateway.AWAITED
+        assert 10 < door.upstream.paths().count(PART) < 50
+
+    def test_one_members_parts_have_one_budget_of_questions(self, door, tools):
+        door.upstream.says[PART] = gateway.AWAITED
+        with door.client(timeout=30) as client, ThreadPoolExecutor(gateway.AT_ONCE) as pool:
+            begun = time.monotonic()
+            headers = tools.node(door.east)
+            answers = list(pool.map(lambda _: client.post(PART, headers=headers), range(gateway.AT_ONCE)))
+            took = time.monotonic() - begun
+        assert {answer.content for answer in answers} == {gateway.AWAITED}
+        assert door.upstream.paths().count(PART) < 2 * gateway.AT_ONCE + took * gateway.PARTS_PER_SECOND
 
     def test_a_part_that_nobody_knows_is_not_waited_for(self, door):
         door.upstream.says[PART] = b"\x08\x00"

@@ -1,8 +1,12 @@
 """Who is refused at the handshake of TLS stands in the gateway's log: from where, and why; and a knock that says nothing does not."""
 
+import contextlib
 import logging
 import socket
 import ssl
+import subprocess
+import sys
+import time
 from datetime import timedelta
 
 import httpx
@@ -83,6 +87,94 @@ def test_many_that_say_nothing_keep_nobody_out(door, caplog):
     for line in silent:
         line.close()
     assert lines(caplog) == []
+
+
+def silent(door, source="127.0.0.1"):
+    return socket.create_connection(("127.0.0.1", door.port), source_address=(source, 0), timeout=10)
+
+
+def open_still(line):
+    """Say whether a connection that says nothing is still open."""
+    line.setblocking(False)
+    try:
+        return line.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionResetError:
+        return False
+
+
+def test_of_too_many_from_one_address_the_oldest_give_way(door, tools, caplog):
+    lines_ = [silent(door) for _ in range(relay.FROM_ONE + 50)]
+    tools.until(lambda: sum(map(open_still, lines_)) == relay.FROM_ONE)
+    assert not any(map(open_still, lines_[:50]))
+    with door.client() as client:
+        assert client.get("/fedward/health").status_code == 200
+    for line in lines_:
+        line.close()
+    assert lines(caplog) == [
+        "refused a connection from 127.0.0.1: too many handshakes are under way; the oldest gave way"
+    ]
+
+
+def test_of_too_many_in_all_the_address_gives_way_that_has_most(make_door, monkeypatch, tools):
+    monkeypatch.setattr(relay, "HANDSHAKES", 20)
+    monkeypatch.setattr(relay, "FROM_ONE", 12)
+    with make_door() as door:
+        slow = silent(door, "127.0.0.9")
+        crowd = [silent(door, f"127.0.0.{2 + number % 4}") for number in range(80)]
+        tools.until(lambda: sum(map(open_still, crowd)) == 19)
+        assert open_still(slow)
+        with door.client() as client:
+            assert client.get("/fedward/health").status_code == 200
+            assert open_still(slow)
+        for line in (slow, *crowd):
+            line.close()
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, int(sys.argv.pop(1))))
+from server import gateway
+sys.exit(gateway.main())
+"""
+
+
+@pytest.mark.parametrize(("hard", "stay"), [(128, 31), (512, 127)])
+def test_more_that_say_nothing_than_there_are_descriptors_keep_nobody_out(hospitals, tools, hard, stay):
+    """A quarter of the descriptors is for handshakes; one of those was ended for the member's."""
+    command = [
+        sys.executable,
+        "-c",
+        LIMITED,
+        str(hard),
+        hospitals.federation.folder,
+        "127.0.0.1",
+        "0",
+        "http://127.0.0.1:1",
+    ]
+    with ended(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)) as process:
+        hospitals.port = int(process.stdout.readline().split()[1])
+        crowd = [silent(hospitals, f"127.0.0.{2 + number % 8}") for number in range(hard + 100)]
+        begun = time.monotonic()
+        with hospitals.client() as client:
+            assert client.get("/fedward/health").status_code == 200
+        assert time.monotonic() - begun < 5
+        tools.until(lambda: sum(map(open_still, crowd)) == stay)
+        for line in crowd:
+            line.close()
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+@contextlib.contextmanager
+def ended(process):
+    """Leave no process behind where a test fails."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_one_that_says_nothing_is_hung_up_on(make_door, monkeypatch, caplog):

@@ -113,7 +113,7 @@ def test_a_run_works_and_is_the_same_after_a_restore_from_its_middle(root, addre
         fedward(kind, "restore", file, root / folder)
     (row,) = fedward("server", "status", root / "fed2", "--json")["runs"]
     assert (row["state"], 0 < row["rounds"] < ROUNDS) == ("interrupted", True)
-    assert "none of them changed" in fedward("hospital", "audit", root / "site2", "verify")
+    assert "none of them changed" in fedward("hospital", "audit", "verify", root / "site2")
     with up(root, address, other, "fed2", "site2"):
         again = fedward("server", "resume", root / "fed2", row["name"], "--json")
     assert again["weights_sha256"] == record["weights_sha256"]

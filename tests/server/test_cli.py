@@ -91,6 +91,15 @@ class TestWalk:
         assert stat.S_IMODE(place.secret.stat().st_mode) == 0o600
         assert coordinator.place_of(provision.open_federation(fed)) == place
 
+    @pytest.mark.parametrize("lost", ["port", "secret"])
+    def test_a_crash_between_its_own_files_is_mended(self, run, fed, lost):
+        place = coordinator.place_of(provision.open_federation(fed))
+        (place.folder / lost).unlink()
+        again = coordinator.place_of(provision.open_federation(fed))
+        assert (again.port == place.port) == (lost == "secret")
+        assert len(again.secret.read_bytes()) == 32
+        run("server", "status", "fed")
+
 
 class TestAudit:
     """A log is held against what its hospital promised."""
@@ -156,7 +165,7 @@ class TestDamagedMember:
 
     def test_a_running_federation_says_it_once_and_lets_the_others_in(self, damaged, caplog):
         """Nobody listens where Flower would, so each is tried again at the next look."""
-        federation, known = provision.open_federation(damaged), set()
+        federation, known = provision.open_federation(damaged), coordinator.Known()
         place = coordinator.place_of(federation)
         for _ in range(3):
             coordinator.let_in(place, federation, known)
