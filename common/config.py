@@ -76,6 +76,10 @@ class TrainingConfig:
     batch_size: Annotated[int, Range(1, 65536), "patients a step; the last short batch is padded and masked"] = 32
     epochs: Annotated[int, Range(1, 10_000), "passes over the hospital's patients in a round"] = 1
     augment: Annotated[bool, "random changes to the inputs, where the task has any"] = True
+    class_weights: Annotated[
+        Literal["none", "balanced"],
+        "how much a patient counts in the loss: all alike, or by the rarity of the class over all hospitals, from 0.1 to 10 times",
+    ] = "none"
     compile: Annotated[Literal["auto", "graph", "xla"], "compiler of the local epoch; auto takes the task's own"] = (
         "auto"
     )
@@ -271,6 +275,10 @@ def _check_privacy(run: RunConfig) -> None:
     if (privacy.at_hospitals or privacy.at_coordinator) and run.stopping.patience:
         raise ConfigError(
             "stopping.patience: which round is kept would be chosen by validation patients without noise, and no epsilon covers that; set it to 0, or privacy.epsilon to inf"
+        )
+    if privacy.at_hospitals and run.training.class_weights != "none":
+        raise ConfigError(
+            "training.class_weights: they follow from how many patients of each class there are, and no noise covers that; set it to 'none', or privacy.epsilon to inf"
         )
     if privacy.at_hospitals and privacy.method == "full" and run.training.optimizer != "sgd":
         raise ConfigError(

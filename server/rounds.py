@@ -17,7 +17,7 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from common import messages
+from common import balance, messages
 from common import network as networks
 from common.config import PrivacyConfig, RunConfig, SecureConfig
 from common.errors import ConfigError, QuorumError, UpdateRejected
@@ -27,7 +27,7 @@ from common.privacy import dpsgd
 from common.privacy.events import to_text
 from common.seeds import seed_for
 from common.statistics import Statistics, Total, total
-from common.tasks.task import Task
+from common.tasks.task import Preparation, Task
 from common.update import Update
 from server import checks, models
 from server.plan import Plan
@@ -84,7 +84,7 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
     _ = plan.strategy  # a contradiction is refused before anyone is asked
     saved = saved_of(plan, folder) if folder else None
     fleet = _enrol(grid, plan, int(saved.facts.get("hospitals", 0)) if saved else 0)
-    preparation = saved.facts["preparation"] if saved else plan.task.fit(fleet.statistics)
+    preparation = saved.facts["preparation"] if saved else _agreed(plan, fleet)
     for remark in plan.task.remarks(preparation) if plan.task.remarks else ():
         _log.warning("before training: %s", remark)
     network = networks.build(plan.task, preparation, plan.local_parts, plan.config.seed)
@@ -117,6 +117,15 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
     return Outcome(model, layout.digest, fleet.members, history, trained, tests, stopped, coordinator)
 
 
+def _agreed(plan: Plan, fleet: "Fleet") -> Preparation:
+    """Return what the hospitals' sums tell before round 1: the task's preparation, and with it the class weights where the run has any."""
+    fitted = plan.task.fit(fleet.statistics)
+    if plan.config.training.class_weights == "none":
+        return fitted
+    counts = np.array([member.train.classes for member in fleet.members])
+    return {**fitted, balance.KEY: balance.weights_of(counts.sum(axis=0))}
+
+
 def saved_of(plan: Plan, folder: Path) -> models.Checkpoint | None:
     """Return what was saved of a run in a folder; None where nothing was.
 
@@ -126,7 +135,8 @@ def saved_of(plan: Plan, folder: Path) -> models.Checkpoint | None:
         When it is of a run with other settings.
     """
     saved = models.load(folder / models.NAME)
-    if saved and saved.facts.get("run") != plan.text:
+    # Read, since an earlier release knew fewer settings; one that it did not write has its default.
+    if saved and messages.run_config(str(saved.facts.get("run"))) != plan.config:
         raise ConfigError(f"{folder}: its checkpoint is of a run with other settings; choose another folder")
     return saved
 

@@ -10,6 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 
 from common import messages, wire
 from common.config import Choice
@@ -389,23 +390,29 @@ class TestOracle:
         np.testing.assert_allclose(preparation["mean"], np.nanmean(pooled, axis=0), rtol=1e-12)
         np.testing.assert_allclose(preparation["scale"], np.nanstd(pooled, axis=0), rtol=1e-9)
 
-    def test_one_round_of_fedavg_is_that_of_numpy_in_float64(self, federation):
+    @pytest.mark.parametrize("class_weights", ["none", "balanced"])
+    def test_one_round_of_fedavg_is_that_of_numpy_in_float64(self, federation, class_weights):
         settings = {
             "task": {"name": "heart", "model": "logistic"},
             "rounds": 1,
-            "training": {"batch_size": 64, "epochs": 3},
+            "training": {"batch_size": 64, "epochs": 3, "class_weights": class_weights},
         }
         outcome = federation.run(settings)
         config, task = outcome.coordinator.config, outcome.coordinator.plan.task
         preparation = json.loads(outcome.model.preparation)
         start, layout = initial(task, preparation, (), config.seed)
         assert [entry.path for entry in layout.entries] == ["output/kernel", "output/bias"]
+        labels = np.concatenate([task.classify(hospital.train) for hospital in federation.hospitals])
+        balance = {"none": np.ones(2), "balanced": compute_class_weight("balanced", classes=np.arange(2), y=labels)}
+        weight = balance[class_weights]
+        assert preparation.get("class_weights", [1, 1]) == pytest.approx(weight.tolist())
         total, patients = np.zeros(start.size), 0
         for hospital in federation.hospitals:
             examples = task.encode(hospital.train, preparation)
             x, weights = examples.x.astype(np.float64), start.astype(np.float64)
             for _ in range(3):
                 error = 1 / (1 + np.exp(-(x @ weights[:-1] + weights[-1]))) - examples.y
+                error *= weight[examples.y]
                 gradient = np.append(x.T @ error, error.sum()) / len(x)
                 gradient[:-1] += config.training.weight_decay * weights[:-1]
                 weights = weights - config.training.learning_rate * gradient
@@ -525,6 +532,27 @@ class TestStopping:
 
 
 class TestSettings:
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"task": {"name": "readmission", "target": "stay"}}, "'readmission' does not sort patients into classes"),
+            ({"task": {"name": "survival", "model": "neural"}}, "'survival' does not sort"),
+            ({"task": "treatment-next"}, "'treatment-next' does not sort"),
+            ({"task": "treatment-match"}, "'treatment-match' does not sort"),
+            ({"task": "splice"}, "'splice' fits this model by sums over patients"),
+            ({"task": "heart", "privacy": {"epsilon": 3.0}}, "no noise covers that"),
+        ],
+    )
+    def test_class_weights_are_refused_where_they_mean_nothing_or_would_tell(self, settings, words):
+        with pytest.raises(ConfigError, match=rf"^training\.class_weights: .*{words}"):
+            _ = Plan(read_run({"training": {"class_weights": "balanced"}, **settings})).strategy
+
+    @pytest.mark.parametrize(
+        "settings", [{"task": "cells"}, {"task": {"name": "splice", "model": "svm"}}, {"task": "icu"}]
+    )
+    def test_class_weights_are_for_every_task_that_is_trained_on_classes(self, settings):
+        assert Plan(read_run({"training": {"class_weights": "balanced"}, **settings})).strategy
+
     def test_a_part_that_the_model_does_not_have_is_refused_before_anyone_is_asked(self, federation):
         asked = []
         scripts = {"east": lambda message, answer: asked.append(message) or answer()}
