@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from common import balance
 from common import network as networks
 from common.errors import DataError
 from common.layout import Vector
@@ -64,6 +65,12 @@ class Model:
     def base(self) -> dict[str, str] | None:
         """Return which file the frozen layers come from, its SHA-256 and what it was trained on; None where the task has none."""
         found: dict[str, str] | None = json.loads(self.preparation).get("base")
+        return found
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        """Return how much a patient of each class counted in training; None where all counted alike."""
+        found: list[float] | None = json.loads(self.preparation).get(balance.KEY)
         return found
 
 

@@ -113,6 +113,7 @@ def _record(federation: Federation, plan: Plan, outcome: Outcome, name: str) -> 
         "parameters": int(outcome.model.weights.size),
         "weights_sha256": records.sha256(outcome.model.weights),
         "base": outcome.model.base,
+        "class_weights": outcome.model.class_weights,
         "layout_sha256": outcome.layout_sha256,
         "stopped": outcome.stopped,
         "trained": outcome.trained,

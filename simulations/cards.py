@@ -311,7 +311,7 @@ def _card_details(record: Record) -> str:
     return (
         "## Details\n\n"
         f"- Model: `model.keras`, {record['parameters']:,} parameters; SHA-256 of the weights `{record['weights_sha256']}`\n"
-        f"- Strategy: {markdown(settings.get('strategy.name', 'unknown'))}; rounds run: {len(record['rounds'])} ({ending(record)}); seed {record['seed']}\n"
+        f"- Strategy: {markdown(settings.get('strategy.name', 'unknown'))}; rounds run: {len(record['rounds'])} ({ending(record)}); seed {record['seed']}{'; rare classes weigh more in the loss, as `class_weights` of `run.json` says' if record.get('class_weights') else ''}\n"
         f"- Made with {', '.join(f'{markdown(name)} {version}' for name, version in versions.items())}\n"
         f"- Inputs: as the task `{record['task']}` of Fedward {versions['fedward']} encodes them\n\n"
         f"To repeat it:\n\n```\n{record['command']}\n```"

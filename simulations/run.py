@@ -260,6 +260,7 @@ def _record(scenario: Scenario, population: Population, outcome: Outcome, name: 
         "statistics": task.summary,
         "weights_sha256": records.sha256(outcome.model.weights),
         "base": outcome.model.base,
+        "class_weights": outcome.model.class_weights,
         "layout_sha256": outcome.layout_sha256,
         "stopped": outcome.stopped,
         "trained": outcome.trained,

@@ -7,6 +7,7 @@ import pytest
 from flwr.app import Error, Message
 
 from common import flower, messages
+from common.balance import weights_of
 from common.errors import QuorumError
 from common.tasks.task import rows_of
 from server import rounds
@@ -96,6 +97,12 @@ class TestLocalOnly:
         counts = {outcome.members[0].name: len(outcome.rounds) for outcome in trained}
         assert counts == {name: max(count, 1) for name, count in TOOK_PART.items()}
         assert all(len(outcome.members) == 1 for outcome in trained)
+
+    def test_class_weights_are_each_hospitals_own(self, federation, population, federated):
+        config = federation.config({**SETTINGS, "training": {"class_weights": "balanced"}})
+        models = models_of(baselines.local_only, population, config, federated)
+        for member in federated.members:
+            assert models[member.name].class_weights == weights_of(np.array(member.train.classes))
 
     def test_one_model_is_held_at_a_time(self, federation, population, federated, trained):
         parts = baselines.local_only(population, federation.config(SETTINGS), federated)
