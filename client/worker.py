@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from client import evaluation, private, training
 from client.hospital import Hospital
 from client.ledger import Question
-from common import backend, balance, wire
+from common import backend, balance, thresholds, wire
 from common import network as networks
 from common.config import Choice, RunConfig
 from common.errors import UpdateRejected
@@ -199,14 +199,18 @@ class Worker:
         )
 
     def _compare(self, hospital: Hospital, request: Request, state: State) -> Reply:
-        """Judge two models on the same test patients; each comes with its own preparation."""
+        """Judge two models on the same test patients; each comes with its own preparation, and perhaps its own threshold."""
         prepared = self._prepare(request.config, request)
         if not rows_of(hospital.test):
             return Reply()
         ours, labels = self._predict(hospital, "test", prepared, request, state)
         other = Request(request.run, {"weights": request.arrays["other"]}, _other_options(request.options))
         theirs, _ = self._predict(hospital, "test", self._prepare(request.config, other), other, {})
-        return Reply(statistics=prefixed("compare", prepared.task.objective.compare(labels, ours, theirs)))
+        compared = prepared.task.objective.compare(labels, ours, theirs)
+        at = [request.options.get(name) for name in ("threshold", "other-threshold")]
+        if any(each is not None for each in at):
+            compared = {**compared, "predictions": thresholds.joint(labels, (ours, theirs), at)}
+        return Reply(statistics=prefixed("compare", compared))
 
     def _judge(self, hospital: Hospital, prepared: Prepared, request: Request, state: State) -> dict[str, NDArray[Any]]:
         statistics: dict[str, NDArray[Any]] = {}

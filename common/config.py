@@ -128,7 +128,13 @@ class EvaluationConfig:
     every: Annotated[
         int, Range(0, 100_000), "judge the incoming model on test patients every so many rounds; 0 for the end only"
     ] = 1
-    validation: Annotated[float, Range(0, 0.5), "share of the training patients kept for early stopping"] = 0.0
+    validation: Annotated[
+        float, Range(0, 0.5), "share of the training patients kept for early stopping and for choosing a threshold"
+    ] = 0.0
+    threshold: Annotated[
+        Literal["half", "youden", "f1"],
+        "score from which on the final model says class 1, of two: one half, or where validation patients have the largest sensitivity + specificity, or F1",
+    ] = "half"
 
 
 @dataclass(frozen=True)
@@ -249,6 +255,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check_privacy(self)
+        if self.evaluation.threshold != "half" and not self.evaluation.validation:
+            raise ConfigError(
+                "evaluation.threshold: it is chosen on validation patients; set evaluation.validation, for example to 0.2, or the threshold to 'half'"
+            )
         if self.stopping.patience and not self.evaluation.validation:
             raise ConfigError(
                 "stopping.patience: early stopping needs validation patients; set evaluation.validation, for example to 0.2"
@@ -275,6 +285,10 @@ def _check_privacy(run: RunConfig) -> None:
     if (privacy.at_hospitals or privacy.at_coordinator) and run.stopping.patience:
         raise ConfigError(
             "stopping.patience: which round is kept would be chosen by validation patients without noise, and no epsilon covers that; set it to 0, or privacy.epsilon to inf"
+        )
+    if (privacy.at_hospitals or privacy.at_coordinator) and run.evaluation.threshold != "half":
+        raise ConfigError(
+            "evaluation.threshold: it would be chosen on validation patients without noise, and no epsilon covers that; set it to 'half', or privacy.epsilon to inf"
         )
     if privacy.at_hospitals and run.training.class_weights != "none":
         raise ConfigError(

@@ -109,6 +109,10 @@ class Plan:
 
 def _check_classes(config: RunConfig, task: Task) -> None:
     """Refuse what is for tasks that sort into classes, of others; raise `ConfigError`."""
+    if config.evaluation.threshold != "half" and not (task.objective.sorts and len(task.classes) == 2):
+        raise ConfigError(
+            f"evaluation.threshold: one score decides between two classes, and {task.name!r} does not sort patients into two here; set it to 'half'"
+        )
     weighted = config.training.class_weights != "none"
     if weighted and task.learner:
         raise ConfigError(

@@ -55,11 +55,15 @@ def new_folder(parent: Path, task: str, mode: int = 0o777) -> Path:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model as it travels: shared weights, the preparation as text, and which parts each hospital has of its own."""
+    """A trained model as it travels: shared weights, the preparation as text, and which parts each hospital has of its own.
+
+    ``threshold`` is the score from which on it says class 1, of two; None where it says the more probable class.
+    """
 
     weights: Vector
     preparation: str
     local_parts: tuple[str, ...] = ()
+    threshold: float | None = None
 
     @property
     def base(self) -> dict[str, str] | None:

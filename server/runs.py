@@ -123,6 +123,7 @@ def _record(federation: Federation, plan: Plan, outcome: Outcome, name: str) -> 
         "rounds": [asdict(row) for row in outcome.rounds],
         "privacy": privacy.spent(plan.config, outcome.rounds, outcome.members),
         "gathered": gathered(outcome.tests),
+        "thresholds": {"federated": {TOGETHER: outcome.model.threshold}},
         "results": {"federated": {"pooled": result.pooled, "hospitals": result.hospitals} if result else {}},
     }
 

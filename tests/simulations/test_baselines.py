@@ -139,7 +139,7 @@ class TestCentralised:
 @pytest.mark.parametrize("name", baselines.COMPARATORS)
 def test_all_are_judged_on_the_same_patients(federation, population, federated, name):
     models = models_of(baselines.COMPARATORS[name].train, population, federation.config(SETTINGS), federated)
-    tests = federated.coordinator.judge(models)
+    tests, _ = federated.coordinator.judge(models)
     assert set(tests) == set(federated.tests) == set(TOOK_PART)
     for member in federated.members:
         # A row of the confusion matrix counts the patients that are of one class, whatever the model takes them for.
