@@ -12,6 +12,7 @@ from common.errors import QuorumError
 from common.tasks.task import rows_of
 from server import rounds
 from server.records import sha256
+from server.results import differences_of, results_of
 from simulations import baselines
 from simulations.hospitals import populate
 from simulations.scenario import read
@@ -145,6 +146,36 @@ def test_all_are_judged_on_the_same_patients(federation, population, federated, 
         # A row of the confusion matrix counts the patients that are of one class, whatever the model takes them for.
         labels = tests[member.name]["confusion"].sum(axis=1)
         assert list(labels) == list(federated.tests[member.name]["confusion"].sum(axis=1)) == member.test.classes
+
+
+@pytest.mark.parametrize("name", baselines.COMPARATORS)
+def test_each_model_is_judged_at_its_own_threshold_and_compared_at_it(federation, population, name):
+    settings = {**SETTINGS, "evaluation": {"validation": 0.2, "threshold": "youden"}}
+    federated = federation.run(settings)
+    coordinator = federated.coordinator
+    models = models_of(baselines.COMPARATORS[name].train, population, federation.config(settings), federated)
+    tests, decided = coordinator.judge(models)
+    thresholds = [decided[each].threshold for each in population.names]
+    assert len(set(thresholds)) == (1 if name == "central" else len(thresholds))
+    assert federated.model.threshold not in thresholds
+    task, joint = coordinator.plan.task, coordinator.compare(federated.model, decided)
+    differences = differences_of(task, joint)
+    ours, theirs = (results_of(task, found) for found in (federated.tests, tests))
+    for metric in ("accuracy", "recall", "specificity", "macro_f1", "brier"):
+        expected = ours.pooled[metric][0] - theirs.pooled[metric][0]
+        assert differences["pooled"][metric][0] == pytest.approx(expected), metric
+    for hospital, parts in joint.items():
+        np.testing.assert_array_equal(parts["predictions"].sum(axis=2), federated.tests[hospital]["confusion"])
+        np.testing.assert_array_equal(parts["predictions"].sum(axis=1), tests[hospital]["confusion"])
+
+
+def test_a_hospital_alone_decides_by_its_own_validation_patients(federation, population):
+    settings = {**SETTINGS, "evaluation": {"validation": 0.2, "threshold": "f1"}}
+    federated = federation.run(settings)
+    models = models_of(baselines.local_only, population, federation.config(settings), federated)
+    _, decided = federated.coordinator.judge(models)
+    _, alone = federated.coordinator.judge({"south": models["south"]})
+    assert decided["south"].threshold == alone["south"].threshold
 
 
 # Settings of the federated run that have no place in a comparator.
