@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import deployment, flower
+from common import deployment, flower, salt
 from common.deployment import Bundle, Received, Tasks
 from common.errors import FedwardError
 
@@ -50,7 +50,7 @@ def answer(received: Received, worker: Path, bundles: Path) -> "Message":
     received.context.node_config[BUNDLE] = received.bundle.sha256
     try:
         keep(received.bundle, bundles)
-        return service.ask(worker, received.message, received.context)
+        return salt.salted(service.ask(worker, salt.desalted(received.message), received.context))
     except (FedwardError, OSError) as error:
         _log.warning("not answered: %s", error)
         return Message(Error(FAILED, "worker"), reply_to=received.message)

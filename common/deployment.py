@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TOKEN_HEADER = "x-fedward-token"  # noqa: S105 - a header's name
 POLL_SECONDS = 0.1
+LARGEST_ANSWER = 1 << 30
+"""Bytes of the largest answer of a hospital that is taken."""
 FIRST_LOOK, PART_SECONDS = 0.02, 900.0
 """Seconds after which a part of a message that was not there is looked for again, and after which it is given up: its sender may be gone."""
 

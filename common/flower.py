@@ -109,9 +109,15 @@ def content_from(data: bytes) -> "RecordDict":
 def without_content(message: "Message") -> "Message":
     """Return the same message with nothing in it, for when its content travels by another way."""
     from flwr.app import RecordDict
+
+    return with_content(message, RecordDict())
+
+
+def with_content(message: "Message", content: "RecordDict") -> "Message":
+    """Return the same message with another content."""
     from flwr.app.message.message import make_message
 
-    return make_message(metadata=message.metadata, content=RecordDict())
+    return make_message(metadata=message.metadata, content=content)
 
 
 def refused(message: "Message", code: str) -> "Message":

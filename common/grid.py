@@ -10,7 +10,8 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from common import flower
+from common import flower, salt
+from common.deployment import LARGEST_ANSWER
 
 LOST, LATE = "lost", "late"
 """Reasons of the errors that stand for answers that will not come: their node is gone, or they were not whole in time."""
@@ -28,7 +29,7 @@ _UNAVAILABLE = {
 class PatientGrid(HttpGrid):
     """A message that a node's earlier process was given is lost with it, which Flower does not notice where the node is soon back.
 
-    ``give_up_at`` is when, on the monotonic clock, an answer that has begun to arrive is not waited for any longer. Every answer passes ``screen``.
+    ``give_up_at`` is when, on the monotonic clock, an answer that has begun to arrive is not waited for any longer. Messages travel salted. Every answer passes ``screen``.
     """
 
     def __init__(self, address: str, token: str, screen: Callable[[Message], Message] | None = None) -> None:
@@ -37,13 +38,14 @@ class PatientGrid(HttpGrid):
         self.give_up_at = math.inf
         self._sent: dict[str, tuple[Message, str | None]] = {}
         self._pulling: Collection[str] = ()
+        self._pulled = 0
         self._there: dict[int, str] = {}
         self._looked = -math.inf
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, and remember which process of each node they are for."""
         sent = list(messages)
-        names = list(super().push_messages(sent))
+        names = list(super().push_messages(self._salted(sent)))
         self._look()
         for name, message in zip(names, sent, strict=True):
             self._sent[name] = flower.without_content(message), self._there.get(message.metadata.dst_node_id)
@@ -51,13 +53,18 @@ class PatientGrid(HttpGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Pull answers; in place of one that will not come there is an error, `LOST` or `LATE`."""
-        self._pulling = names = set(message_ids)
+        self._pulling, self._pulled = (names := set(message_ids)), 0
         found = list(super().pull_messages(set(names)))
         lost = [] if found else self._lost(names)
         if lost:
             # What a node had sent before it was lost counts.
             found = list(super().pull_messages(set(names))) or [self._unavailable(name) for name in lost]
-        return [self._screen(self._kept(message)) for message in found]
+        return [self._screen(salt.desalted(self._kept(message))) for message in found]
+
+    def _salted(self, sent: list[Message]) -> list[Message]:
+        """Salt what is sent; a content that several messages share, once."""
+        salted = {id(message.content): salt.salt(message.content) for message in sent}
+        return [flower.with_content(message, salted[id(message.content)]) for message in sent]
 
     def _connect(self) -> None:
         super()._connect()
@@ -70,6 +77,9 @@ class PatientGrid(HttpGrid):
         awaited = response.object_found and not response.object_available
         if awaited and (time.monotonic() > self.give_up_at or self._lost(self._pulling)):
             raise ObjectPullError(request.object_id, "its sender is gone, or its time is over")
+        self._pulled += len(response.object_content)
+        if self._pulled > LARGEST_ANSWER:
+            raise ObjectPullError(request.object_id, "it is larger than an answer may be")
         return response
 
     def _look(self) -> None:

@@ -15,11 +15,12 @@ import random
 import ssl
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ import httpx
 from cryptography import x509
 
 from common import certificates, flower, keys, relay
+from common.deployment import LARGEST_ANSWER
 from common.errors import FedwardError
 from common.preflight import CLOCK, HEALTH, RELEASE
 from common.relay import Body, Gone, Header, Receive, Refused, Scope, Send
@@ -43,6 +45,8 @@ AT_ONCE = 16
 """Requests that one member may have under way; a node has at most four."""
 SMALL = 8 << 20
 """Bytes of the largest request that is read before it is passed on: one that announces an answer, without its arrays."""
+MOST_PARTS = 256
+"""Parts of the largest announcement: an answer of `LARGEST_ANSWER` has some 70."""
 HOLD_SECONDS = 20.0
 """How long a node that asks for messages is kept waiting: its time-out is 30 s, and its signature counts for 300 s."""
 LOOK_SECONDS, LOOKS_PER_SECOND = 2.0, 50
@@ -119,6 +123,20 @@ class _Line:
     """What its node signed last."""
     left: bool = False
     """Whether Flower was told that this node has left."""
+    room: int = field(default_factory=lambda: LARGEST_ANSWER)
+    """Bytes that it may send: as many as an answer may have, again with every message for it that is handed out."""
+
+    def grant(self) -> None:
+        """Make room for one answer more, and keep room for no more than two."""
+        self.room = min(self.room + LARGEST_ANSWER, 2 * LARGEST_ANSWER)
+
+    async def within(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Pass on what is sent as long as there is room for it."""
+        async for piece in pieces:
+            self.room -= len(piece)
+            if self.room < 0:
+                raise Refused(413, "more bytes than the answers to what was asked may have")
+            yield piece
 
 
 class Gateway:
@@ -253,7 +271,7 @@ class Gateway:
         elif path == relay.ENTER:
             await body.wait_for(self._enter(line, headers, await body.whole(), send))
         else:
-            content: Any = _own_answers(await body.whole()) if path == PUSH else body.pieces()
+            content: Any = _own_answers(await body.whole()) if path == PUSH else line.within(body.pieces())
             await body.wait_for(self._pass_on(path, headers, content, send))
 
     async def _pass_on(self, path: str, headers: list[Header], content: Any, send: Send) -> None:
@@ -373,6 +391,7 @@ class Gateway:
             response = await self._client.send(request)
         if response.is_success and response.content:
             line.handed = _Handed(response.content, _end_of_life(response.content), times=1)
+            line.grant()
         return response
 
     def _asked(self, task: "asyncio.Task[httpx.Response]") -> None:
@@ -448,9 +467,10 @@ def _own_answers(content: bytes) -> bytes:
     """Return an announcement of answers where they are all in the name of the node that sends it.
 
     Flower proves the node that asks, but takes the sender that stands in a message on trust, and a message that replies to nothing as an instruction: any
-    node could speak as another, and even as the coordinator to another hospital.
+    node could speak as another, and even as the coordinator to another hospital. Nor does it count the parts that it is told of.
     """
     from flwr.proto.fleet_pb2 import PushMessagesRequest
+    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
@@ -460,6 +480,11 @@ def _own_answers(content: bytes) -> bytes:
     for each in announced.messages_list:
         if each.metadata.src_node_id != announced.node.node_id or not each.metadata.reply_to_message_id:
             raise Refused(403, "a message in another's name")
+    trees = announced.message_object_trees
+    if [tree.object_id for tree in trees] != [each.metadata.message_id for each in announced.messages_list]:
+        raise Refused(403, "parts of other messages than are announced")
+    if sum(1 for tree in trees for _ in islice(iterate_object_tree(tree), MOST_PARTS + 1)) > MOST_PARTS:
+        raise Refused(413, f"an answer of more than {MOST_PARTS} parts")
     return content
 
 

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -99,6 +99,7 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
         _keep_best(state, history, plan.config)
     with models.Saver(folder, saved) as saver:
         while not (stopped := _stopped(history, plan.config)):
+            coordinator = coordinator.with_late_ones()
             record = coordinator.round(len(history) + 1, state)
             history.append(record)
             _keep_best(state, history, plan.config)
@@ -108,11 +109,12 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
                 "run": plan.text,
                 "preparation": preparation,
                 "rounds": len(history),
-                "hospitals": len(fleet.members),
+                "hospitals": len(coordinator.fleet.members),
             }
             saver.save(state, facts, asdict(record))
     model = Model(state.get("best", state["weights"]), coordinator.preparation, plan.local_parts)
     trained = len(history) - (_rounds_without_gain(history, plan.config) + 1 if "best" in state else 0)
+    fleet = coordinator.fleet
     tests, decided = (
         coordinator.judge_together(sums, model) if sums else coordinator.judge(dict.fromkeys(fleet.nodes, model))
     )
@@ -147,59 +149,68 @@ def saved_of(plan: Plan, folder: Path) -> models.Checkpoint | None:
 
 @dataclass(frozen=True)
 class Fleet:
-    """The hospitals that answered the first question, by name, with the sum of their statistics."""
+    """The hospitals that answered the first question, by name, with the sum of their statistics. ``asked`` are the nodes that were asked it, ``refused`` the codes of those that are left out."""
 
-    nodes: Mapping[str, int]
-    members: list[Member]
-    statistics: Statistics
+    nodes: Mapping[str, int] = field(default_factory=dict)
+    members: list[Member] = field(default_factory=list)
+    statistics: Statistics = field(default_factory=dict)
+    asked: frozenset[int] = frozenset()
+    refused: frozenset[str] = frozenset()
 
     @cached_property
     def rows(self) -> dict[str, int]:
         """Return each hospital's count of training patients, which no update of it may exceed."""
         return {member.name: member.train.rows for member in self.members}
 
+    def joined(self, grid: Grid, plan: Plan, nodes: list[int]) -> "Fleet":
+        """Ask nodes for their names, counts and the task's statistics, and return the fleet with them. Statistics are added in the order of the names."""
+        nodes_of, members, refused, statistics = dict(self.nodes), list(self.members), set(self.refused), Total()
+        for node, reply in _introduced(grid, plan, nodes, _company(plan, len(self.nodes) + len(nodes))):
+            if isinstance(reply, UpdateRejected):
+                _log.warning("node %s is left out of the run: %s (%s)", node, reply.code, reply)
+                refused.add(reply.code)
+                continue
+            name = reply.texts["hospital"]
+            if name in nodes_of:
+                _log.warning("node %s is left out of the run: another one calls itself %r too", node, name)
+                refused.add("name")
+                continue
+            nodes_of[name] = node
+            hidden = plan.config.privacy.at_hospitals
+            members.append(_member(name, group("count", reply.statistics), sorted_out=not hidden))
+            statistics.add(name, group("task", reply.statistics))
+        members.sort(key=lambda member: member.name)
+        in_order = {member.name: nodes_of[member.name] for member in members}
+        return Fleet(
+            in_order, members, self.statistics or statistics.result(), self.asked.union(nodes), frozenset(refused)
+        )
+
 
 def _enrol(grid: Grid, plan: Plan, before: int) -> Fleet:
-    """Ask every node for its name, counts and the task's statistics; statistics are added in the order of the names."""
-    config = plan.config
-    nodes_of: dict[str, int] = {}
-    members: list[Member] = []
-    statistics = Total()
-    refused: set[str] = set()
-    for node, reply in _introduced(grid, plan, _wait_for_nodes(grid, plan, before)):
-        if isinstance(reply, UpdateRejected):
-            _log.warning("node %s is left out of the run: %s (%s)", node, reply.code, reply)
-            refused.add(reply.code)
-            continue
-        name = reply.texts["hospital"]
-        if name in nodes_of:
-            _log.warning("node %s is left out of the run: another one calls itself %r too", node, name)
-            refused.add("name")
-            continue
-        nodes_of[name] = node
-        members.append(_member(name, group("count", reply.statistics), sorted_out=not config.privacy.at_hospitals))
-        statistics.add(name, group("task", reply.statistics))
+    """Ask every node for what it says of itself; refuse a run for which too few are here."""
+    config, fleet = plan.config, Fleet().joined(grid, plan, _wait_for_nodes(grid, plan, before))
     wanted = max(config.selection.minimum, min(2, len(plan.cohort)))
-    if len(members) < wanted:
+    if len(fleet.members) < wanted:
         asks = "selection.minimum asks for" if wanted == config.selection.minimum else "a federation of several takes"
         raise QuorumError(
-            f"{len(members)} hospitals are here, and {asks} {wanted}"
-            + (f"; others were left out for {', '.join(sorted(refused))}" if refused else "")
+            f"{len(fleet.members)} hospitals are here, and {asks} {wanted}"
+            + (f"; others were left out for {', '.join(sorted(fleet.refused))}" if fleet.refused else "")
         )
-    drawn = drawn_of(len(members), config)
+    drawn = drawn_of(len(fleet.members), config)
     if drawn < plan.fewest:
         raise ConfigError(
             f"strategy.name: {config.strategy.name!r} needs {plan.fewest} updates a round, and {drawn} hospitals are drawn; "
             "take more hospitals, a larger selection.fraction, or another strategy"
         )
-    members.sort(key=lambda member: member.name)
-    return Fleet({member.name: nodes_of[member.name] for member in members}, members, statistics.result())
+    return fleet
 
 
-def _introduced(grid: Grid, plan: Plan, nodes: list[int]) -> Iterator[tuple[int, Reply | UpdateRejected]]:
+def _introduced(
+    grid: Grid, plan: Plan, nodes: list[int], company: Mapping[str, bool | int | float | str]
+) -> Iterator[tuple[int, Reply | UpdateRejected]]:
     """Yield what each node says of itself; those whose programs are being started again are asked again for a while."""
     end, config = time.monotonic() + BACK_SECONDS, plan.config
-    content, life = messages.pack_request(plan.text, {}, _company(plan, len(nodes))), _life(config)
+    content, life = messages.pack_request(plan.text, {}, company), _life(config)
     while nodes:
         requests = {
             node: Message(content, dst_node_id=node, message_type=messages.STATISTICS, ttl=life) for node in nodes
@@ -286,6 +297,16 @@ class Coordinator:
     def config(self) -> RunConfig:
         """Return the run's settings."""
         return self.plan.config
+
+    def with_late_ones(self) -> "Coordinator":
+        """Return the coordinator with hospitals that came after the run had begun, from this round on; what they are prepared by stays as it is.
+
+        Secure sums, SCAFFOLD's control variates and privacy's arithmetic are over those who were there at the start: then nobody joins.
+        """
+        privacy = self.config.privacy
+        bound = self.sums or self.plan.strategy.client.controls or privacy.at_hospitals or privacy.at_coordinator
+        late = [] if bound else sorted(set(self.grid.get_node_ids()) - self.fleet.asked)
+        return replace(self, fleet=self.fleet.joined(self.grid, self.plan, late)) if late else self
 
     def round(self, number: int, state: State) -> RoundRecord:
         """Run one round, which changes ``state``; hospitals that failed are asked again until the quorum is there.

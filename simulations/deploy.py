@@ -66,7 +66,7 @@ def deploy(
         running(population, plan.task) as federation,
         coordinator.grid(coordinator.place_of(federation), named) as grid,
     ):
-        done(rounds.run(grid, plan, folder, watch))
+        done(rounds.run(grid, named, folder, watch))
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """What all tests share: no network but loopback, a quiet TensorFlow, and a tiny federation in memory."""
 
 import os
+import signal
 
 from common import flower
 
 # Both count only before the first import of what they keep quiet.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 flower.quiet()
+# A shell's background jobs ignore Ctrl-C, and so would the programs that tests start and stop by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

@@ -45,11 +45,15 @@ def message(created=None, ttl=60.0) -> bytes:
     return response.SerializeToString()
 
 
-def announcement(node_id=7, source=7, reply="m1") -> bytes:
+def announcement(node_id=7, source=7, reply="m1", root="m2", parts=0) -> bytes:
+    """Announce an answer ``m2`` whose parts hang from one of so many others."""
     request = PushMessagesRequest()
     request.node.node_id = node_id
     metadata = request.messages_list.add().metadata
-    metadata.src_node_id, metadata.reply_to_message_id = source, reply
+    metadata.src_node_id, metadata.reply_to_message_id, metadata.message_id = source, reply, "m2"
+    tree = request.message_object_trees.add(object_id=root)
+    for number in range(parts):
+        tree.children.add(object_id=f"p{number}")
     return request.SerializeToString()
 
 
@@ -277,10 +281,54 @@ class TestAnswersInOnesOwnName:
         request.messages_list.add().metadata.src_node_id = 1
         assert door.post(PUSH, content=request.SerializeToString()).status_code == 403
 
+    def test_neither_are_parts_of_another_message(self, door):
+        assert door.post(PUSH, content=announcement(root="another's")).status_code == 403
+        bare = PushMessagesRequest.FromString(announcement())
+        bare.message_object_trees.clear()
+        assert door.post(PUSH, content=bare.SerializeToString()).status_code == 403
+        assert door.upstream.asked == []
+
+    def test_neither_are_more_parts_than_an_answer_can_have(self, door):
+        assert door.post(PUSH, content=announcement(parts=gateway.MOST_PARTS - 1)).status_code == 200
+        assert door.post(PUSH, content=announcement(parts=gateway.MOST_PARTS)).status_code == 413
+        assert len(door.upstream.asked) == 1
+
     @pytest.mark.fault(9, passes_when="an announcement that can't be read is not passed on")
     def test_neither_is_what_cannot_be_read(self, door):
         assert door.post(PUSH, content=b"\xff\xff\xff").status_code == 400
         assert door.upstream.asked == []
+
+
+class TestRoom:
+    """Flower would take, and the coordinator would hold, as much as a member sends."""
+
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch):
+        monkeypatch.setattr(gateway, "LARGEST_ANSWER", 1000)
+
+    def test_there_is_room_for_one_answer(self, door):
+        assert [door.post(OBJECT, content=bytes(500)).status_code for _ in range(3)] == [200, 200, 413]
+        assert door.post(OBJECT, door.west, content=bytes(500)).status_code == 200
+
+    def test_and_for_one_more_with_every_message(self, door):
+        door.post(OBJECT, content=bytes(1000))
+        for _ in range(4):
+            door.upstream.says[PULL] = message()
+            door.post(PULL)
+            assert door.post(OBJECT, content=bytes(1000)).status_code == 200
+        assert door.post(OBJECT, content=bytes(1)).status_code == 413
+
+    def test_but_not_for_a_heap_of_answers(self, door):
+        for _ in range(5):
+            door.upstream.says[PULL] = message()
+            door.post(PULL)
+        assert [door.post(OBJECT, content=bytes(1000)).status_code for _ in range(3)] == [200, 200, 413]
+
+    def test_a_message_that_is_handed_out_again_makes_no_room(self, door):
+        door.upstream.says[PULL] = message()
+        for _ in range(3):
+            door.post(PULL)
+        assert [door.post(OBJECT, content=bytes(1000)).status_code for _ in range(3)] == [200, 200, 413]
 
 
 class TestPassing:

@@ -385,6 +385,78 @@ class TestEnrolment:
                 np.testing.assert_array_equal(value, honest.tests[name][key])
 
 
+class Late(Muffled):
+    """A grid on which one hospital's node comes only when told to."""
+
+    def __init__(self, federation, name):
+        super().__init__(federation.grid(), lambda _message: False)
+        names = [hospital.name for hospital in federation.hospitals]
+        self.here, self._late = False, self._grid.get_node_ids()[names.index(name)]
+        self.get_node_ids = lambda: [node for node in self._grid.get_node_ids() if self.here or node != self._late]
+
+    def watch(self, record):
+        self.here = record.round >= ROUND
+
+
+class TestLate:
+    SETTINGS = {"rounds": 4}
+
+    def test_a_hospital_that_comes_in_mid_run_is_in_it_from_the_next_round_on(self, federation):
+        grid, others = Late(federation, BAD), federation.without(BAD)
+        weights = []
+
+        def watch(record):
+            grid.watch(record)
+            weights.append(record.update_norm)
+
+        outcome = federation.run(self.SETTINGS, grid=grid, watch=watch)
+        assert [BAD in record.answered for record in outcome.rounds] == [False, False, True, True]
+        assert [member.name for member in outcome.members] == ["east", "north", "south", "west"]
+        assert BAD in outcome.tests
+        before = others.run(self.SETTINGS)
+        assert outcome.model.preparation == before.model.preparation
+        assert weights[:ROUND] == [record.update_norm for record in before.rounds[:ROUND]]
+
+    def test_a_run_that_goes_on_has_it_too_and_ends_with_the_same_bits(self, federation, tmp_path):
+        grid, again = Late(federation, BAD), Late(federation, BAD)
+
+        def stop(record):
+            grid.watch(record)
+            if record.round == 4:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            federation.run(self.SETTINGS, grid=grid, folder=tmp_path, watch=stop)
+        resumed = federation.run(self.SETTINGS, folder=tmp_path)
+        whole = federation.run(self.SETTINGS, grid=again, watch=again.watch)
+        assert sha256(resumed.model.weights) == sha256(whole.model.weights)
+
+    def test_one_that_was_left_out_is_not_asked_again_and_again(self, federation):
+        asked = []
+
+        def script(message, answer):
+            if message.metadata.message_type == messages.STATISTICS:
+                asked.append(message)
+            return failed(2, "failed")(message, answer())
+
+        federation.run(self.SETTINGS, {BAD: script})
+        assert len(asked) == 1
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"strategy": {"name": "scaffold"}},
+            {"secure": {"aggregation": True}, "selection": {"minimum": 2}},
+            {"privacy": {"epsilon": 5.0, "delta": 0.01}, "training": {"optimizer": "sgd"}},
+        ],
+        ids=["scaffold", "secure sums", "privacy"],
+    )
+    def test_nobody_joins_what_is_over_those_who_were_there(self, federation, settings):
+        grid = Late(federation, BAD)
+        outcome = federation.run({**self.SETTINGS, **settings}, grid=grid, watch=grid.watch)
+        assert not any(BAD in record.asked for record in outcome.rounds)
+
+
 class TestOracle:
     def test_federated_moments_are_those_of_all_patients_in_one_place(self, federation, honest):
         pooled = np.concatenate([TABLE.expand(hospital.train) for hospital in federation.hospitals])
