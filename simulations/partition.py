@@ -107,7 +107,7 @@ def deal(table: Table, spec: str, hospitals: int, generator: np.random.Generator
     Raises
     ------
     ConfigError
-        For an unknown kind, an ``x`` out of range, or a hospital with fewer than two training rows.
+        For an unknown kind, an ``x`` out of range, or a hospital with fewer than two rows, of which those that are for testing do not count.
     """
     kind, _, x = spec.partition(":")
     # A copy, so that the advice speaks of the very draws that another count would be dealt by.
@@ -116,7 +116,7 @@ def deal(table: Table, spec: str, hospitals: int, generator: np.random.Generator
     small = _too_small(table, dealt)
     if small:
         raise ConfigError(
-            f"simulation.partition: {spec!r} over {len(dealt)} hospitals leaves {small!r} with fewer than {MINIMUM} training rows; "
+            f"simulation.partition: {spec!r} over {len(dealt)} hospitals leaves {small!r} with fewer than {MINIMUM} {'rows' if table.test is None else 'training rows'}; "
             f"{_advice(table, kind, x, len(dealt), start)}"
         )
     return dealt
@@ -136,7 +136,7 @@ def split(label: Array, patient: Array, share: float, generator: np.random.Gener
 
 
 def _too_small(table: Table, dealt: dict[str, Numbers]) -> str:
-    """Return the hospital with the fewest training rows, if they are too few."""
+    """Return the hospital with the fewest training rows, if they are too few; where the data name none, all may become some."""
     training = np.ones(len(table), bool) if table.test is None else ~table.test
     counts = {name: np.count_nonzero(training[rows]) for name, rows in dealt.items()}
     small = min(counts, key=counts.__getitem__)

@@ -260,7 +260,7 @@ def test_natural_takes_the_hospitals_of_the_data():
         (
             "iid",
             41,
-            r"'iid' over 41 hospitals leaves 'hospital-\d+' with fewer than 2 training rows; with this seed at most 40 can be had: take --hospitals 40$",
+            r"'iid' over 41 hospitals leaves 'hospital-\d+' with fewer than 2 rows; with this seed at most 40 can be had: take --hospitals 40$",
         ),
     ],
 )
