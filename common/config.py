@@ -12,6 +12,7 @@ import json
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -457,6 +458,9 @@ def _choice(value: Any, path: str) -> Choice:
     if isinstance(value, str):
         return Choice(value)
     if isinstance(value, Mapping) and value and "name" not in value:
+        for key in value:
+            if get_close_matches(key, ["name"]):
+                raise ConfigError(f"{path}.{key}: unknown key; did you mean '{path}.name'?")
         raise ConfigError(
             f"{path}.name: expected the name of the {path} that has {' and '.join(value)}; set it beside {path}.{next(iter(value))}"
         )

@@ -302,8 +302,20 @@ def _card_use(record: Record) -> str:
         "- For research on federated learning. It is not a medical device and no one has tested it in care: do not decide about a patient with it.\n"
         f"- Judged only on patients of the {words.hospitals(len(record['hospitals']))} named here. Elsewhere, expect it to do worse until shown otherwise.\n"
         "- Not examined: fairness between groups of patients, drift over time, effect on decisions.\n"
-        "- What the training lets others learn about patients: see `privacy.md`."
+        "- What the training lets others learn about patients: see `privacy.md`.\n"
+        f"- {_release(record)}"
     )
+
+
+def _release(record: Record) -> str:
+    """Say whether the model may be released: what `simulations.release` marked it by."""
+    release = record.get("release")
+    if not release:
+        return "**Not marked releasable**: no study of privacy was held to limits for it (`fedward privacy --release`)."
+    held = ", ".join(f"{name} {limit:g}" for name, limit in release["limits"].items())
+    if release["releasable"]:
+        return f"**Releasable**: {release['protection']}, inside these limits: {held}. Shown by `{release['study']}`."
+    return f"**Not releasable**: {'; '.join(release['reasons'])}. Held to these limits by `{release['study']}`: {held}."
 
 
 def _card_details(record: Record) -> str:

@@ -66,6 +66,12 @@ def add_parsers(subparsers: Any) -> None:
         metavar="NAME=X",
         help="what a release is held to: epsilon, bound, tpr, auc, psnr (at most), utility (at least)",
     )
+    parser.add_argument(
+        "--release",
+        type=Path,
+        metavar="RUN",
+        help="folder of a finished run with the settings of one of the study's: its model is marked releasable, or why not",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: runs/privacy-TASK)")
 
 
@@ -76,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     flower.check_version()
     flower.quiet()
     from simulations import privacy_report as report
-    from simulations import privacy_study
+    from simulations import privacy_study, release
     from simulations import scenario as scenarios
     from simulations.datasets import dataset_of
 
@@ -90,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     (base, private), given = privacy_study.settings_of(scenarios.find(args.scenario)), assign(args.set)
     private = merge(merge(private, given), assign(args.private))
     cells = privacy_study.planned(merge(base, given), private, epsilons, args.seeds)
+    released = release.cell_of(args.release, cells, limits) if args.release else None
     out = args.out or Path("runs") / f"privacy-{Path(args.scenario).stem}"
 
     def show(cell: "Cell", pairs: "Sequence[Pair]") -> None:
@@ -107,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
     }
     _leave(out, facts, lines, verdicts, limits)
     _show(args, out, facts, lines, verdicts, limits)
+    if released:
+        return REFUSED if release.mark(args.release, released, verdicts, limits, facts["command"]).reasons else 0
     refused = limits and all(each.reasons for each in verdicts)
     return REFUSED if refused or any(each.refuted for each in verdicts) else 0
 

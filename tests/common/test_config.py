@@ -102,6 +102,7 @@ class TestRefusals:
             ({"training": 3}, ["training", "a table of settings", "3 (int)"]),
             ({"selection": {"fraction": 1.5}}, ["selection.fraction", "1.5"]),
             ({"strategy": {"mu": 0.1}}, ["strategy.name", "the strategy that has mu", "strategy.mu"]),
+            ({"strategy": {"nam": "fedprox"}}, ["strategy.nam: unknown key", "did you mean 'strategy.name'?"]),
             ({"strategy": {"name": "fedprox", "mu": [1]}}, ["strategy.mu", "[1] (list)"]),
             ({"stopping": {"patience": 2}}, ["stopping.patience", "evaluation.validation"]),
             (

@@ -245,9 +245,55 @@ class TestGate:
         assert "no limits were given" in (out / report.PAGE).read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    made = ["--set", "simulation.comparators=false", *COMMAND[COMMAND.index("--set") :]]
+    assert fedward.main(["simulate", "heart", "--seed", "7", "--out", str(folder), *made]) == 0
+    return folder / "heart-0001"
+
+
+class TestRelease:
+    """The mark of a run, by a study of runs like it."""
+
+    def card(self, folder):
+        return (folder / "model-card.md").read_text(encoding="utf-8")
+
+    def test_until_then_a_model_is_not_releasable(self, trained):
+        assert "**Not marked releasable**" in self.card(trained)
+
+    @pytest.mark.parametrize(
+        ("limit", "code", "told"),
+        [
+            ("epsilon=3", 3, "**Not releasable**: epsilon inf is above 3"),
+            ("auc=0.999", 0, "**Releasable**: no privacy"),
+        ],
+    )
+    def test_the_verdict_stands_in_record_and_card(self, out, trained, limit, code, told):
+        before = json.loads((trained / "run.json").read_text())
+        assert play(out, "--limit", limit, "--release", str(trained), seeds=2) == code
+        record = json.loads((trained / "run.json").read_text())
+        assert record.pop("release")["releasable"] == (code == 0)
+        assert record == {name: value for name, value in before.items() if name != "release"}
+        assert told in self.card(trained)
+
+    def test_a_study_of_other_settings_says_nothing_of_it(self, trained, tmp_path, refused):
+        words = ["--limit", "auc=0.999", "--release", trained, "--set", "training.learning_rate=0.123"]
+        code, err = refused(*COMMAND, "--out", tmp_path / "out", *words)
+        assert code == 2
+        assert "no run of this study has its settings" in err
+        assert not (tmp_path / "out").exists()
+
+    def test_without_limits_there_is_nothing_to_hold_it_to(self, trained, tmp_path, refused):
+        code, err = refused(*COMMAND, "--out", tmp_path / "out", "--release", trained)
+        assert code == 2
+        assert "--release: expected limits" in err
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
+        (["--limit", "auc=1", "--release", "nowhere"], "nowhere"),
         (["--epsilon", "0,1"], "--epsilon 0,1"),
         (["--epsilon", "nan"], "--epsilon nan"),
         (["--audit", "membersip"], "did you mean 'membership'"),
