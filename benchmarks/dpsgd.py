@@ -110,7 +110,7 @@ def _calls(work: Work) -> tuple[Callable[[], Any], ...]:
 
     old = fresh()
     return (
-        lambda: plain(*begin, seeds, tf.constant([0.1, 0.0]), backend.nothing()),
+        lambda: plain(*begin, seeds, tf.constant([0.1, 0.0]), backend.nothing(), backend.nothing()),
         lambda: bounded(*begin, ends, old, seeds, pace, backend.nothing()),
         lambda: bounded(*begin, ends, fresh(), seeds, pace, backend.nothing()),
     )

@@ -34,6 +34,7 @@ class Method:
     controls: bool
     xla: bool
     resting: bool = False
+    weighted: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ def method_of(task: Task, training: TrainingConfig, number: int = 1, *, proximal
     xla = task.xla if training.compile == "auto" else training.compile == "xla"
     augment = training.augment and task.augment is not None
     resting = bool(task.rates) and number <= task.resting
-    return Method(
-        training.optimizer, training.momentum, training.weight_decay, augment, proximal, controls, xla, resting
-    )
+    weighted = training.class_weights != "none"
+    terms = (training.optimizer, training.momentum, training.weight_decay)
+    return Method(*terms, augment, proximal, controls, xla, resting, weighted)
 
 
 def plan(rows: int, batch_size: int, epochs: int, generator: np.random.Generator, least: int = 1) -> Plan:
@@ -93,11 +94,11 @@ def widened(rows: Plan) -> Plan:
 
 
 def compile_fit(network: Network, task: Task, method: Method, dtype: Any) -> Callable[..., Any]:
-    """Return the compiled function ``(shared, local, x, y, rows, draw, pace, correction) -> (shared, local, loss)``, all tensors.
+    """Return the compiled function ``(shared, local, x, y, rows, draw, pace, correction, balance) -> (shared, local, loss)``, all tensors.
 
     ``x`` has the data's own ``dtype``; ``rows`` is a `Plan`, of which ``steps`` batches count; ``draw`` is int32 ``(seed, seed, steps)``; ``pace`` float32
     ``(rate, proximal)``, the step size and FedProx's mu (Li et al. 2020, section 3.2); ``correction`` SCAFFOLD's ``c - c_i`` over the shared weights (Karimireddy et al.
-    2020, equation 3), or empty. The loss is the sum of the batch means.
+    2020, equation 3), or empty; ``balance`` float32 the weight of each class, or empty. The loss is the sum of the batch means.
     """
     import tensorflow as tf
 
@@ -109,6 +110,7 @@ def compile_fit(network: Network, task: Task, method: Method, dtype: Any) -> Cal
         tf.TensorSpec([None, None], tf.int32),
         tf.TensorSpec([3], tf.int32),
         tf.TensorSpec([2], tf.float32),
+        tf.TensorSpec([None], tf.float32),
         tf.TensorSpec([None], tf.float32),
     ]
     graph = tf.function(
@@ -130,7 +132,9 @@ class Epochs:
         """Tell for every weight whether gradients move it."""
         return moves_of(self.network)
 
-    def run(self, shared: Any, local: Any, x: Any, y: Any, rows: Any, draw: Any, pace: Any, correction: Any) -> Any:
+    def run(
+        self, shared: Any, local: Any, x: Any, y: Any, rows: Any, draw: Any, pace: Any, correction: Any, balance: Any
+    ) -> Any:
         """Train, as `compile_fit` says."""
         import tensorflow as tf
 
@@ -142,7 +146,8 @@ class Epochs:
         pulls = self.pulls(start, proximal, correction)
 
         def step(index: Any, weights: list[Any], slots: list[Any], losses: Any) -> tuple[Any, ...]:
-            gradients, fixed, loss = self.gradients(weights, self.batch(x, y, rows[index], seed + tf.stack([index, 0])))
+            batch = self.batch(x, y, rows[index], seed + tf.stack([index, 0]))
+            gradients, fixed, loss = self.gradients(weights, batch, balance)
             moving = pick(weights, self.moves, kind=True)
             gradients = [pull(g, w) for pull, g, w in zip(pulls, gradients, moving, strict=True)]
             moved, slots = OPTIMIZERS[method.optimizer].step(moving, gradients, slots, rate, index, method.momentum)
@@ -170,8 +175,10 @@ class Epochs:
             inputs = self.task.augment(inputs, seed)
         return inputs, tf.gather(y, taken), tf.cast(chosen >= 0, tf.float32), seed
 
-    def gradients(self, weights: list[Any], batch: tuple[Any, Any, Any, Any]) -> tuple[list[Any], list[Any], Any]:
-        """Return the gradients of the weights that move, the new values of the others, and the mean loss of the batch."""
+    def gradients(
+        self, weights: list[Any], batch: tuple[Any, Any, Any, Any], balance: Any
+    ) -> tuple[list[Any], list[Any], Any]:
+        """Return the gradients of the weights that move, the new values of the others, and the mean loss of the batch: the sum over its rows, however weighted, by their count."""
         import tensorflow as tf
 
         x, y, mask, seed = batch
@@ -181,7 +188,10 @@ class Epochs:
             tape.watch(moving)
             inputs = tf.cast(x, model.inputs[0].dtype)
             outputs, states = model.stateless_call(moving, with_seeds(model, fixed, seed), inputs, training=True)
-            loss = tf.reduce_sum(self.task.objective.loss(y, outputs) * mask) / tf.maximum(tf.reduce_sum(mask), 1.0)
+            losses = self.task.objective.loss(y, outputs)
+            if self.method.weighted:
+                losses *= tf.gather(balance, y)
+            loss = tf.reduce_sum(losses * mask) / tf.maximum(tf.reduce_sum(mask), 1.0)
         gradients = tape.gradient(loss, moving, unconnected_gradients="zero")
         return [tf.convert_to_tensor(g) for g in gradients], pick(states, _seeded(model), kind=False), loss
 

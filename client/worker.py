@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from client import evaluation, private, training
 from client.hospital import Hospital
 from client.ledger import Question
-from common import backend, wire
+from common import backend, balance, thresholds, wire
 from common import network as networks
 from common.config import Choice, RunConfig
 from common.errors import UpdateRejected
@@ -29,7 +29,7 @@ from common.privacy.noise import Source
 from common.seeds import seed_for
 from common.statistics import Statistics
 from common.tasks import task_of
-from common.tasks.task import Examples, Records, Task, rows_of
+from common.tasks.task import Examples, Preparation, Records, Task, rows_of
 
 State = dict[str, NDArray[Any]]
 """What a hospital keeps between rounds: its local weights, its control variate, what lossy codecs have not yet sent."""
@@ -44,6 +44,7 @@ class Prepared:
     """A task with its preparation: the network, and the functions compiled for it so far (filled as they are needed)."""
 
     task: Task
+    preparation: Preparation
     network: Network
     local: Vector
     functions: dict[Any, Callable[..., Any]]
@@ -151,7 +152,12 @@ class Worker:
         plan = training.widened(rows) if method.xla else rows
         fit = self._compiled(prepared, method, held)
         shared, local, loss = fit(
-            *begin, held.x, held.y, *_tensors(plan, draw, pace), _correction(method, request, state)
+            *begin,
+            held.x,
+            held.y,
+            *_tensors(plan, draw, pace),
+            _correction(method, request, state),
+            _balance(method, prepared),
         )
         return training.Trained(shared.numpy(), local.numpy(), float(loss), len(rows))
 
@@ -193,14 +199,18 @@ class Worker:
         )
 
     def _compare(self, hospital: Hospital, request: Request, state: State) -> Reply:
-        """Judge two models on the same test patients; each comes with its own preparation."""
+        """Judge two models on the same test patients; each comes with its own preparation, and perhaps its own threshold."""
         prepared = self._prepare(request.config, request)
         if not rows_of(hospital.test):
             return Reply()
         ours, labels = self._predict(hospital, "test", prepared, request, state)
         other = Request(request.run, {"weights": request.arrays["other"]}, _other_options(request.options))
         theirs, _ = self._predict(hospital, "test", self._prepare(request.config, other), other, {})
-        return Reply(statistics=prefixed("compare", prepared.task.objective.compare(labels, ours, theirs)))
+        compared = prepared.task.objective.compare(labels, ours, theirs)
+        at = [request.options.get(name) for name in ("threshold", "other-threshold")]
+        if any(each is not None for each in at):
+            compared = {**compared, "predictions": thresholds.joint(labels, (ours, theirs), at)}
+        return Reply(statistics=prefixed("compare", compared))
 
     def _judge(self, hospital: Hospital, prepared: Prepared, request: Request, state: State) -> dict[str, NDArray[Any]]:
         statistics: dict[str, NDArray[Any]] = {}
@@ -229,15 +239,13 @@ class Worker:
             _forget(self._prepared)
             _forget(self._functions)
             backend.start()
-            task = task_of(config.task)
-            network = networks.build(
-                task, json.loads(preparation), tuple(filter(None, local_parts.split(","))), config.seed
-            )
+            task, agreed = task_of(config.task), json.loads(preparation)
+            network = networks.build(task, agreed, tuple(filter(None, local_parts.split(","))), config.seed)
             # Preparations of one task that lead to the same model share its compiled functions; another task may augment otherwise.
             functions = self._functions.setdefault(
                 f"{config.task} {network.shared.digest} {network.model.to_json()}", {}
             )
-            self._prepared[key] = Prepared(task, network, network.vectors()[1], functions)
+            self._prepared[key] = Prepared(task, agreed, network, network.vectors()[1], functions)
         prepared = self._prepared[key]
         size = len(request.arrays["weights"])
         if size != prepared.network.shared.size:
@@ -319,6 +327,11 @@ def _correction(method: training.Method, request: Request, state: State) -> Any:
         return backend.nothing()
     control = request.arrays["control"]
     return _tensors(control - state.setdefault("control", np.zeros_like(control)))[0]
+
+
+def _balance(method: training.Method, prepared: Prepared) -> Any:
+    """Return the weight of each class, where the run's settings ask for any: those alone decide, and a hospital's policy can hold them to a value."""
+    return _tensors(balance.read(prepared.task, prepared.preparation))[0] if method.weighted else backend.nothing()
 
 
 def _tensors(*arrays: NDArray[Any]) -> list[Any]:

@@ -77,6 +77,10 @@ class TrainingConfig:
     batch_size: Annotated[int, Range(1, 65536), "patients a step; the last short batch is padded and masked"] = 32
     epochs: Annotated[int, Range(1, 10_000), "passes over the hospital's patients in a round"] = 1
     augment: Annotated[bool, "random changes to the inputs, where the task has any"] = True
+    class_weights: Annotated[
+        Literal["none", "balanced"],
+        "how much a patient counts in the loss: all alike, or by the rarity of the class over all hospitals, from 0.1 to 10 times",
+    ] = "none"
     compile: Annotated[Literal["auto", "graph", "xla"], "compiler of the local epoch; auto takes the task's own"] = (
         "auto"
     )
@@ -125,7 +129,13 @@ class EvaluationConfig:
     every: Annotated[
         int, Range(0, 100_000), "judge the incoming model on test patients every so many rounds; 0 for the end only"
     ] = 1
-    validation: Annotated[float, Range(0, 0.5), "share of the training patients kept for early stopping"] = 0.0
+    validation: Annotated[
+        float, Range(0, 0.5), "share of the training patients kept for early stopping and for choosing a threshold"
+    ] = 0.0
+    threshold: Annotated[
+        Literal["half", "youden", "f1"],
+        "score from which on the final model says class 1, of two: one half, or where validation patients have the largest sensitivity + specificity, or F1",
+    ] = "half"
 
 
 @dataclass(frozen=True)
@@ -246,6 +256,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check_privacy(self)
+        if self.evaluation.threshold != "half" and not self.evaluation.validation:
+            raise ConfigError(
+                "evaluation.threshold: it is chosen on validation patients; set evaluation.validation, for example to 0.2, or the threshold to 'half'"
+            )
         if self.stopping.patience and not self.evaluation.validation:
             raise ConfigError(
                 "stopping.patience: early stopping needs validation patients; set evaluation.validation, for example to 0.2"
@@ -272,6 +286,14 @@ def _check_privacy(run: RunConfig) -> None:
     if (privacy.at_hospitals or privacy.at_coordinator) and run.stopping.patience:
         raise ConfigError(
             "stopping.patience: which round is kept would be chosen by validation patients without noise, and no epsilon covers that; set it to 0, or privacy.epsilon to inf"
+        )
+    if (privacy.at_hospitals or privacy.at_coordinator) and run.evaluation.threshold != "half":
+        raise ConfigError(
+            "evaluation.threshold: it would be chosen on validation patients without noise, and no epsilon covers that; set it to 'half', or privacy.epsilon to inf"
+        )
+    if privacy.at_hospitals and run.training.class_weights != "none":
+        raise ConfigError(
+            "training.class_weights: they follow from how many patients of each class there are, and no noise covers that; set it to 'none', or privacy.epsilon to inf"
         )
     if privacy.at_hospitals and privacy.method == "full" and run.training.optimizer != "sgd":
         raise ConfigError(

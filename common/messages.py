@@ -6,7 +6,7 @@ message type              the coordinator sends                          the hos
 ``query.statistics``      the task                                       its name, its counts, the task's statistics
 ``train``                 weights, preparation, run settings, round      update, count of patients, statistics
 ``evaluate``              weights, preparation                           statistics of the test patients
-``query.compare``         two models                                     joint statistics of both on the test patients
+``query.compare``         two models, perhaps a threshold of each        joint statistics of both on the test patients
 ``query.keys``            that secure sums are to be made                a card with its keys for the run, signed
 ``query.shares``          who survived the last sum, who is in the next  shares of the last sum's masks, what it deals for the next
 ``query.shares``          who survived, where not all did                its signature of that

@@ -24,9 +24,10 @@ from common.statistics import Statistics
 __all__ = ["Estimate", "calibrated", "compare", "compute", "curves", "differences", "lost", "summarise", "values"]
 
 _TAIL = np.geomspace(1e-7, 1e-3, 80, endpoint=False)
-_EDGES = np.concatenate([_TAIL, np.arange(1, 1000) / 1000, 1 - _TAIL[::-1]])
-_BINS = len(_EDGES) + 1
-_CENTRES = (np.concatenate([[0.0], _EDGES]) + np.concatenate([_EDGES, [1.0]])) / 2
+EDGES = np.concatenate([_TAIL, np.arange(1, 1000) / 1000, 1 - _TAIL[::-1]])
+"""Between the bins of scores; a score that is an edge lies in the bin above."""
+_BINS = len(EDGES) + 1
+_CENTRES = (np.concatenate([[0.0], EDGES]) + np.concatenate([EDGES, [1.0]])) / 2
 _COARSE = 40
 """Bins of a joint histogram of two models' scores: each is 29 of the fine ones."""
 _CALIBRATION_BINS = 10
@@ -206,7 +207,7 @@ def _predicted(scores: Array) -> NDArray[np.intp]:
 
 
 def _bin(scores: Array) -> NDArray[np.intp]:
-    return np.searchsorted(_EDGES, scores, side="right")
+    return np.searchsorted(EDGES, scores, side="right")
 
 
 def _count(indices: tuple[NDArray[Any], ...], shape: tuple[int, ...]) -> Array:

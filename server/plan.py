@@ -70,6 +70,7 @@ class Plan:
             raise ConfigError(
                 f"privacy.noise: 'shared' covers one vector that is summed, and {self.config.strategy.name!r} has hospitals keep or send more; take another strategy, or set privacy.noise to 'hospital'"
             )
+        _check_classes(self.config, self.task)
         if self.config.secure.aggregation:
             _check_secure(self.config, strategy, len(self.cohort) or self.expected)
         if self.task.learner:
@@ -104,6 +105,23 @@ class Plan:
     def text(self) -> str:
         """Return the settings as they travel."""
         return messages.run_text(self.config)
+
+
+def _check_classes(config: RunConfig, task: Task) -> None:
+    """Refuse what is for tasks that sort into classes, of others; raise `ConfigError`."""
+    if config.evaluation.threshold != "half" and not (task.objective.sorts and len(task.classes) == 2):
+        raise ConfigError(
+            f"evaluation.threshold: one score decides between two classes, and {task.name!r} does not sort patients into two here; set it to 'half'"
+        )
+    weighted = config.training.class_weights != "none"
+    if weighted and task.learner:
+        raise ConfigError(
+            f"training.class_weights: {task.name!r} fits this model by sums over patients, in which all count alike; set it to 'none', or choose another task.model"
+        )
+    if weighted and not task.objective.sorts:
+        raise ConfigError(
+            f"training.class_weights: {task.name!r} does not sort patients into classes here, so none can count more; set it to 'none'"
+        )
 
 
 def _check_learner(config: RunConfig) -> None:

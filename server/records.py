@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from common import balance
 from common import network as networks
 from common.errors import DataError
 from common.layout import Vector
@@ -54,16 +55,26 @@ def new_folder(parent: Path, task: str, mode: int = 0o777) -> Path:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model as it travels: shared weights, the preparation as text, and which parts each hospital has of its own."""
+    """A trained model as it travels: shared weights, the preparation as text, and which parts each hospital has of its own.
+
+    ``threshold`` is the score from which on it says class 1, of two; None where it says the more probable class.
+    """
 
     weights: Vector
     preparation: str
     local_parts: tuple[str, ...] = ()
+    threshold: float | None = None
 
     @property
     def base(self) -> dict[str, str] | None:
         """Return which file the frozen layers come from, its SHA-256 and what it was trained on; None where the task has none."""
         found: dict[str, str] | None = json.loads(self.preparation).get("base")
+        return found
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        """Return how much a patient of each class counted in training; None where all counted alike."""
+        found: list[float] | None = json.loads(self.preparation).get(balance.KEY)
         return found
 
 

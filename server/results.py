@@ -1,13 +1,42 @@
 """From merged statistics to metrics with intervals, as JSON holds them."""
 
+import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from common import thresholds
 from common.statistics import Statistics, total
 from common.tasks.task import Task
-from server.records import Results
+from server.records import Model, Results
 from server.secagg import TOGETHER
+
+Answers = Mapping[str, Mapping[str, Statistics]]
+"""What hospitals say of a model: by hospital, the statistics of ``test`` and of ``validation`` patients, which one without any leaves out."""
+
+_log = logging.getLogger(__name__)
+
+
+def judged(models: Mapping[str, Model], answers: Answers, rule: str) -> tuple[dict[str, Statistics], dict[str, Model]]:
+    """Choose each model's threshold on the validation patients of all hospitals that judged it; return the statistics of test patients at it, and the models with it.
+
+    With the rule ``half``, and where validation patients lack a class, a model says the more probable class.
+    """
+    tests = {name: parts["test"] for name, parts in answers.items() if parts.get("test")}
+    if rule == "half":
+        return tests, dict(models)
+    decided: dict[str, Model] = {}
+    for model in {id(model): model for model in models.values()}.values():
+        whose = [name for name, each in models.items() if each is model]
+        seen = total(answers[name].get("validation", {}) for name in whose if name in answers)
+        threshold = thresholds.chosen(seen["histogram"], rule) if seen else None
+        if threshold is None:
+            _log.warning(
+                "%s: no threshold is chosen, for want of validation patients of both classes", ", ".join(whose)
+            )
+        decided |= dict.fromkeys(whose, replace(model, threshold=threshold))
+    return {name: thresholds.counted(parts, decided[name].threshold) for name, parts in tests.items()}, decided
 
 
 def results_of(task: Task, statistics: Mapping[str, Statistics]) -> Results:

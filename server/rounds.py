@@ -17,7 +17,7 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from common import messages
+from common import balance, messages
 from common import network as networks
 from common.config import PrivacyConfig, RunConfig, SecureConfig
 from common.errors import ConfigError, QuorumError, UpdateRejected
@@ -27,9 +27,9 @@ from common.privacy import dpsgd
 from common.privacy.events import to_text
 from common.seeds import seed_for
 from common.statistics import Statistics, Total, total
-from common.tasks.task import Task
+from common.tasks.task import Preparation, Task
 from common.update import Update
-from server import checks, models
+from server import checks, models, results
 from server.plan import Plan
 from server.records import Dropped, Member, Model, Part, RoundRecord
 from server.secagg import TOGETHER, SecureSums, Step
@@ -84,7 +84,7 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
     _ = plan.strategy  # a contradiction is refused before anyone is asked
     saved = saved_of(plan, folder) if folder else None
     fleet = _enrol(grid, plan, int(saved.facts.get("hospitals", 0)) if saved else 0)
-    preparation = saved.facts["preparation"] if saved else plan.task.fit(fleet.statistics)
+    preparation = saved.facts["preparation"] if saved else _agreed(plan, fleet)
     for remark in plan.task.remarks(preparation) if plan.task.remarks else ():
         _log.warning("before training: %s", remark)
     network = networks.build(plan.task, preparation, plan.local_parts, plan.config.seed)
@@ -115,8 +115,21 @@ def run(grid: Grid, plan: Plan, folder: Path | None = None, watch: Watch | None 
     model = Model(state.get("best", state["weights"]), coordinator.preparation, plan.local_parts)
     trained = len(history) - (_rounds_without_gain(history, plan.config) + 1 if "best" in state else 0)
     fleet = coordinator.fleet
-    tests = coordinator.judge_together(sums, model) if sums else coordinator.judge(dict.fromkeys(fleet.nodes, model))
-    return Outcome(model, layout.digest, fleet.members, history, trained, tests, stopped, coordinator)
+    tests, decided = (
+        coordinator.judge_together(sums, model) if sums else coordinator.judge(dict.fromkeys(fleet.nodes, model))
+    )
+    return Outcome(
+        next(iter(decided.values())), layout.digest, fleet.members, history, trained, tests, stopped, coordinator
+    )
+
+
+def _agreed(plan: Plan, fleet: "Fleet") -> Preparation:
+    """Return what the hospitals' sums tell before round 1: the task's preparation, and with it the class weights where the run has any."""
+    fitted = plan.task.fit(fleet.statistics)
+    if plan.config.training.class_weights == "none":
+        return fitted
+    counts = np.array([member.train.classes for member in fleet.members])
+    return {**fitted, balance.KEY: balance.weights_of(counts.sum(axis=0))}
 
 
 def saved_of(plan: Plan, folder: Path) -> models.Checkpoint | None:
@@ -128,7 +141,8 @@ def saved_of(plan: Plan, folder: Path) -> models.Checkpoint | None:
         When it is of a run with other settings.
     """
     saved = models.load(folder / models.NAME)
-    if saved and saved.facts.get("run") != plan.text:
+    # Read, since an earlier release knew fewer settings; one that it did not write has its default.
+    if saved and messages.run_config(str(saved.facts.get("run"))) != plan.config:
         raise ConfigError(f"{folder}: its checkpoint is of a run with other settings; choose another folder")
     return saved
 
@@ -397,16 +411,18 @@ class Coordinator:
             self.plan.strategy.accumulate(state, update)
             tally.add(update)
 
-    def judge(self, judged: Mapping[str, Model]) -> dict[str, Statistics]:
-        """Have hospitals judge a model each, most often the same, on their test patients; return their statistics by hospital."""
+    def judge(self, judged: Mapping[str, Model]) -> tuple[dict[str, Statistics], dict[str, Model]]:
+        """Have hospitals judge a model each, most often the same; return the statistics of their test patients by hospital, and the models with the thresholds that these are counted at."""
         contents = {id(model): self.content({"weights": model.weights}, _described(model)) for model in judged.values()}
         requests = {
             name: self._message(name, contents[id(model)], messages.EVALUATE, "judge") for name, model in judged.items()
         }
-        return self._gather(requests, "test")
+        rule = self.config.evaluation.threshold
+        answers = self._gather(requests, "test", *(["validation"] if rule != "half" else []))
+        return results.judged(judged, answers, rule)
 
-    def judge_together(self, sums: SecureSums, model: Model) -> dict[str, Statistics]:
-        """Have all hospitals judge a model in one secure sum; return it under the name `TOGETHER`, or nothing where it failed."""
+    def judge_together(self, sums: SecureSums, model: Model) -> tuple[dict[str, Statistics], dict[str, Model]]:
+        """Have all hospitals judge a model in one secure sum; return as `judge` does, under the name `TOGETHER`, and no statistics where it failed."""
         tally, names = Tally(self.plan.task), list(self.fleet.nodes)
         for attempt in range(self.config.limits.retries + 1):
             label = f"{JUDGE}.{attempt}" if attempt else JUDGE
@@ -416,8 +432,9 @@ class Coordinator:
             except QuorumError as error:
                 _log.warning("the final model is not judged yet: %s", error)
             else:
-                return {TOGETHER: statistics}
-        return {}
+                parts = {part: group(part, statistics) for part in ("test", "validation")}
+                return results.judged({TOGETHER: model}, {TOGETHER: parts}, self.config.evaluation.threshold)
+        return {}, {TOGETHER: model}
 
     def in_clear(self) -> "Coordinator":
         """Return the coordinator of the same hospitals without secure sums and noise, for a harness that holds their patients anyway."""
@@ -425,27 +442,29 @@ class Coordinator:
         return replace(self, plan=replace(self.plan, config=config), sums=None)
 
     def compare(self, model: Model, others: Mapping[str, Model]) -> dict[str, Statistics]:
-        """Have hospitals judge ``model`` beside another one, which may differ by hospital; return joint statistics by hospital."""
+        """Have hospitals judge ``model`` beside another one, which may differ by hospital, each at its threshold; return joint statistics by hospital."""
         requests = {}
         for name, other in others.items():
-            described = {**_described(model), "other-preparation": other.preparation}
+            described = {**_described(model), "other-preparation": other.preparation} | _thresholds(model, other)
             content = self.content({"weights": model.weights, "other": other.weights}, described)
             requests[name] = self._message(name, content, messages.COMPARE, "compare")
-        return self._gather(requests, "compare")
+        return {name: parts["compare"] for name, parts in self._gather(requests, "compare").items() if parts["compare"]}
 
-    def _gather(self, requests: Mapping[str, Message], part: str) -> dict[str, Statistics]:
-        """Return one group of each answer's statistics; hospitals without a usable answer, or without patients for it, are left out."""
-        found: dict[str, Statistics] = {}
+    def _gather(self, requests: Mapping[str, Message], *parts: str) -> dict[str, dict[str, Statistics]]:
+        """Return groups of each answer's statistics, empty where a hospital has no patients for them; hospitals without a usable answer are left out."""
+        found: dict[str, dict[str, Statistics]] = {}
         for name, message in exchange(self.grid, requests, self.config.limits.deadline_seconds):
             try:
-                statistics = group(part, checks.reply_of(message, self.config).statistics)
-                if statistics:
-                    shapes = checks.judged(self.plan.task.objective, len(self.plan.task.classes), part)
-                    checks.check_sums(statistics, shapes, -checks.MOST if part == "compare" else 0.0)
+                statistics = checks.reply_of(message, self.config).statistics
+                groups: dict[str, Statistics] = {part: group(part, statistics) for part in parts}
+                for part, sums in groups.items():
+                    if sums:
+                        shapes = checks.judged(self.plan.task.objective, len(self.plan.task.classes), part)
+                        checks.check_sums(sums, shapes, -checks.MOST if part == "compare" else 0.0)
             except UpdateRejected as error:
                 _log.warning("%s: statistics left out: %s (%s)", name, error.code, error)
                 continue
-            found.update({name: statistics} if statistics else {})
+            found[name] = groups
         return found
 
     def exchange(
@@ -565,6 +584,11 @@ def drawn_of(hospitals: int, config: RunConfig) -> int:
 
 def _described(model: Model) -> dict[str, str]:
     return {"preparation": model.preparation, "local-parts": ",".join(model.local_parts)}
+
+
+def _thresholds(model: Model, other: Model) -> dict[str, float]:
+    found = {"threshold": model.threshold, "other-threshold": other.threshold}
+    return {name: threshold for name, threshold in found.items() if threshold is not None}
 
 
 def _keep_best(state: State, history: list[RoundRecord], config: RunConfig) -> None:

@@ -131,6 +131,7 @@ def _record(federation: Federation, plan: Plan, outcome: Outcome, name: str) -> 
         "parameters": int(outcome.model.weights.size),
         "weights_sha256": records.sha256(outcome.model.weights),
         "base": outcome.model.base,
+        "class_weights": outcome.model.class_weights,
         "layout_sha256": outcome.layout_sha256,
         "stopped": outcome.stopped,
         "trained": outcome.trained,
@@ -140,6 +141,7 @@ def _record(federation: Federation, plan: Plan, outcome: Outcome, name: str) -> 
         "rounds": [asdict(row) for row in outcome.rounds],
         "privacy": privacy.spent(plan.config, outcome.rounds, outcome.members),
         "gathered": gathered(outcome.tests),
+        "thresholds": {"federated": {TOGETHER: outcome.model.threshold}},
         "results": {"federated": {"pooled": result.pooled, "hospitals": result.hospitals} if result else {}},
     }
 

@@ -121,13 +121,12 @@ class SecureSums:
         return update, result.survivors
 
     def judge(self, channel: Channel, step: Step) -> Statistics:
-        """Have hospitals judge a model; return the sum of their statistics. Errors as of `train`."""
+        """Have hospitals judge a model; return the sum of their statistics, in groups. Errors as of `train`."""
 
         def frame(hospitals: int) -> Frame:
             return fixed.frame_of(self._config, EVALUATE, hospitals, 0, controls=False, judged=True)
 
-        statistics = self._sum(channel, step, EVALUATE, {}, frame).statistics
-        return {name.removeprefix("test/"): value for name, value in statistics.items() if name.startswith("test/")}
+        return self._sum(channel, step, EVALUATE, {}, frame).statistics
 
     def _sum(self, channel: Channel, step: Step, kind: str, more: Options, frame: Any) -> Result:
         gathering, self._ready = self._ready, None

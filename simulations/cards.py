@@ -6,7 +6,7 @@ Every other page about a run reads the record through the functions here, so tha
 import html
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common.config import flatten
@@ -25,6 +25,8 @@ MEANINGS = {
     "federated": "one shared model, trained by the hospitals together; patients stay where they are",
     "central": "one model trained on all patients in one place, which a real federation could not do",
 }
+CHOICES = {"youden": "sensitivity + specificity (Youden's J)", "f1": "F1"}
+"""What is largest at a threshold that was chosen by each rule."""
 LOWER_IS_BETTER = frozenset({"loss", "log_loss", "brier", "calibration_error", "mae", "rmse"})
 CARD_ROWS = 40
 """Hospitals that the model card names; all are in the record."""
@@ -192,6 +194,26 @@ def _verdict(record: Record, other: str, metric: str) -> str:
     return f"{'better' if better else 'worse'} than {name} ({measured})"
 
 
+def thresholds(record: Record) -> str:
+    """Say from which score on the second class is predicted and how that was chosen; nothing where the more probable class is predicted."""
+    merit = CHOICES.get(flatten(record["config"]).get("evaluation.threshold", ""))
+    if merit is None:
+        return ""
+    told = ", ".join(
+        f"{_span(record['thresholds'][kind].values())} ({APPROACHES[kind]})" for kind in approaches(record)
+    )
+    return (
+        f"Predicted is {record['classes'][1]!r} from a score of {told} on, where each model has the largest {merit} on its own validation patients, and one half where these lack a class. "
+        "Test patients choose nothing; intervals do not cover the choice."
+    )
+
+
+def _span(found: Iterable[float | None]) -> str:
+    values = [0.5 if value is None else value for value in found]
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
 def _article(metric: str) -> str:
     return "an" if words.in_text(metric)[0].lower() in "aeiouf" else "a"
 
@@ -262,6 +284,7 @@ def _card_results(record: Record) -> str:
         [
             "## Results\n\nPooled test patients.",
             _card_table(record, "metric", [(words.metric_name(metric), metric, None) for metric in metrics(record)]),
+            *([markdown(thresholds(record))] if thresholds(record) else []),
             f"{words.metric_name(headline)} at each hospital.",
             _card_table(record, "hospital", [(markdown(name), headline, name) for name in named]),
             f"Mean of hospitals: {means}.",
@@ -323,7 +346,7 @@ def _card_details(record: Record) -> str:
     return (
         "## Details\n\n"
         f"- Model: `model.keras`, {record['parameters']:,} parameters; SHA-256 of the weights `{record['weights_sha256']}`\n"
-        f"- Strategy: {markdown(settings.get('strategy.name', 'unknown'))}; rounds run: {len(record['rounds'])} ({ending(record)}); seed {record['seed']}\n"
+        f"- Strategy: {markdown(settings.get('strategy.name', 'unknown'))}; rounds run: {len(record['rounds'])} ({ending(record)}); seed {record['seed']}{'; rare classes weigh more in the loss, as `class_weights` of `run.json` says' if record.get('class_weights') else ''}\n"
         f"- Made with {', '.join(f'{markdown(name)} {version}' for name, version in versions.items())}\n"
         f"- Inputs: as the task `{record['task']}` of Fedward {versions['fedward']} encodes them\n\n"
         f"To repeat it:\n\n```\n{record['command']}\n```"

@@ -208,7 +208,7 @@ def _utility(target: Target) -> dict[str, Any]:
     coordinator, model = target.outcome.coordinator.in_clear(), target.outcome.model
     task = coordinator.plan.task
     with flower.identity(coordinator.grid.run.run_id):
-        results = results_of(task, coordinator.judge(dict.fromkeys(target.population.names, model)))
+        results = results_of(task, coordinator.judge(dict.fromkeys(target.population.names, model))[0])
     metric = task.objective.headline
     each = [row[metric][0] for row in results.hospitals.values()]
     known = [value for value in each if value is not None]

@@ -151,6 +151,7 @@ def page(record: Record, curves: Curves) -> str:
         caveat=cards.CAVEAT,
         synthetic=cards.SYNTHETIC,
         protection=cards.protection(record),
+        thresholds=cards.thresholds(record),
         meanings=[(APPROACHES[name], cards.MEANINGS[name]) for name in cards.approaches(record)],
         facts=facts(record),
         drawings=_drawings(record, curves),

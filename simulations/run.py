@@ -27,6 +27,7 @@ from server.app import make_app
 from server.plan import Plan
 from server.results import differences_of, results_of
 from server.rounds import Outcome
+from server.secagg import TOGETHER
 from simulations import baselines, cards, engines, report
 from simulations import scenario as scenarios
 from simulations.engines import ENGINES, Done, Engine
@@ -216,23 +217,28 @@ def _compared(scenario: Scenario, population: Population, federated: Outcome, wa
     task = federated.coordinator.plan.task
     coordinator = federated.coordinator.in_clear()  # comparators are the harness's own, which holds all patients
     tests: dict[str, dict[str, Statistics]] = {"federated": federated.tests}
+    thresholds: dict[str, dict[str, float | None]] = {"federated": {TOGETHER: federated.model.threshold}}
     differences: dict[str, dict[str, Statistics]] = {}
     for name, comparator in baselines.COMPARATORS.items() if scenario.simulation.comparators else ():
         watcher.stage(comparator.stage)
         judged: dict[str, Statistics] = {}
         joint: dict[str, Statistics] = {}
+        at: dict[str, float | None] = {}
         try:
             for trained in comparator.train(population, scenario.run, federated):
-                judged |= coordinator.judge(trained)
-                joint |= coordinator.compare(federated.model, trained)
+                found, decided = coordinator.judge(trained)
+                judged |= found
+                joint |= coordinator.compare(federated.model, decided)
+                at |= {hospital: model.threshold for hospital, model in decided.items()}
         except QuorumError as error:
             _log.warning("no comparison with %s training, which failed: %s", name, error)
             continue
-        tests[name], differences[name] = judged, joint
+        tests[name], differences[name], thresholds[name] = judged, joint, at
     results = {name: results_of(task, parts) for name, parts in tests.items()}
     return {
         "results": {name: {"pooled": result.pooled, "hospitals": result.hospitals} for name, result in results.items()},
         "curves": {name: result.curves for name, result in results.items()},
+        "thresholds": thresholds,
         "differences": {
             # Beside a hospital's own figures, which this harness knows, its difference would tell those that a secure sum hides.
             name: differences_of(task, parts) | ({"hospitals": {}} if scenario.run.secure.aggregation else {})
@@ -260,6 +266,7 @@ def _record(scenario: Scenario, population: Population, outcome: Outcome, name: 
         "statistics": task.summary,
         "weights_sha256": records.sha256(outcome.model.weights),
         "base": outcome.model.base,
+        "class_weights": outcome.model.class_weights,
         "layout_sha256": outcome.layout_sha256,
         "stopped": outcome.stopped,
         "trained": outcome.trained,

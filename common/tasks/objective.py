@@ -42,6 +42,11 @@ class Objective:
     width: int = 0
     coupled: bool = False
 
+    @property
+    def sorts(self) -> bool:
+        """Whether it sorts each patient into one of the task's classes."""
+        return not self.width and not self.label_shape
+
     def nobody(self, classes: int) -> tuple[Labels, Scores]:
         """Return the labels and scores of no patients, for a task of so many classes."""
         shape = [size or 0 for size in self.label_shape]

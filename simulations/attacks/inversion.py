@@ -144,7 +144,7 @@ def one_step(target: Target, batch: int) -> RunConfig:
         event = private.terms(largest, run, target.outcome.coordinator.plan.task).event
         spent = epsilon([Event(event.noise_multiplier)], privacy.delta)
         privacy = replace(privacy, epsilon=spent, statistics=0.0, unit="record")
-    training = replace(run.training, optimizer="sgd", batch_size=batch, epochs=1, augment=False)
+    training = replace(run.training, optimizer="sgd", batch_size=batch, epochs=1, augment=False, class_weights="none")
     return replace(
         run, rounds=1, privacy=privacy, training=training, selection=SelectionConfig(), stopping=StoppingConfig()
     )

@@ -308,10 +308,17 @@ class TestSettings:
             "seed=5",
             "strategy.mu=0..1",
             "training.learning_rate=0.1",
+            "training.class_weights=none",
             "rounds=1..20",
         ):
             assert objections(allowing(settings=Names([word])), asked) == [], word
-        for word in ("seed=6", "strategy.mu=0.4", "training.optimizer=adam", "rounds=1..19"):
+        for word in (
+            "seed=6",
+            "strategy.mu=0.4",
+            "training.optimizer=adam",
+            "training.class_weights=balanced",
+            "rounds=1..19",
+        ):
             assert objections(allowing(settings=Names([word])), asked) == ["settings"], word
 
     @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def layers(*named):
 
 HIDDEN = lambda layer: layer.Dense(5, activation="tanh", name="hidden")  # noqa: E731
 OUTPUT = lambda layer: layer.Dense(1, name="output")  # noqa: E731
+THREE = lambda layer: layer.Dense(3, name="output")  # noqa: E731
 NORM = lambda layer: layer.BatchNormalization(name="norm", momentum=0.5)  # noqa: E731
 DROPOUT = lambda layer: layer.Dropout(0.5, name="dropout")  # noqa: E731
 WORDS = lambda layer: layer.Embedding(6, 3, name="words")  # noqa: E731
@@ -57,16 +58,18 @@ class Case:
     rate: float = RATE
     proximal: float = 0.0
     correction: np.ndarray | None = None
+    balance: np.ndarray | None = None
     steps: int | None = None
 
     def train(self, fit=None):
         import tensorflow as tf
 
         fit = fit or compile_fit(self.network, self.task, self.method, self.x.dtype)
-        correction = np.zeros(0, np.float32) if self.correction is None else self.correction
+        nothing = np.zeros(0, np.float32)
+        terms = (nothing if given is None else given for given in (self.correction, self.balance))
         draw = np.array([*self.seed, len(self.rows) if self.steps is None else self.steps], np.int32)
         pace = np.array([self.rate, self.proximal], np.float32)
-        given = (self.shared, self.local, self.x, self.y, self.rows, draw, pace, correction)
+        given = (self.shared, self.local, self.x, self.y, self.rows, draw, pace, *terms)
         shared, local, loss = fit(*map(tf.constant, given))
         return shared.numpy(), local.numpy(), float(loss)
 
@@ -173,9 +176,40 @@ class TestOracle:
         assert_as_the_loop(given)
         assert np.abs(given.train()[1] - given.local).max() > 1e-3
 
+    @pytest.mark.parametrize(("task", "classes"), [(MLP, 2), (replace(layers(HIDDEN, THREE), objective=MULTICLASS), 3)])
+    def test_class_weights_are_kerass(self, task, classes):
+        import keras
+
+        given = case(task, rows=BATCH, epochs=1, classes=classes, weighted=True)
+        given.balance = np.array([0.2, 5.0, 1.5][:classes], np.float32)
+        shared, _, loss = given.train()
+        kinds = {2: keras.losses.BinaryCrossentropy, 3: keras.losses.SparseCategoricalCrossentropy}
+        given.network.model.compile(keras.optimizers.SGD(RATE), kinds[classes](from_logits=True))
+        weights = dict(enumerate(given.balance.tolist()))
+        theirs = given.network.model.train_on_batch(given.x, given.y, class_weight=weights)
+        np.testing.assert_allclose(shared, given.network.vectors()[0], atol=1e-6)
+        assert loss == pytest.approx(float(theirs), abs=1e-5)
+        assert np.abs(shared - replace(given, method=PLAIN).train()[0]).max() > 1e-3
+
+    def test_class_weights_of_a_short_batch_leave_its_mean_over_rows(self):
+        given = case(rows=5, epochs=1, weighted=True)
+        given.balance = np.array([0.5, 2.0], np.float32)
+        padded = given.train()
+        given.rows = given.rows[given.rows >= 0][None]
+        for one, other in zip(padded, given.train(), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-7)
+
+    @pytest.mark.parametrize("xla", [False, True])
+    def test_class_weights_of_one_change_no_bit(self, xla):
+        given = case(xla=xla)
+        plain = given.train()
+        given.method, given.balance = replace(given.method, weighted=True), np.ones(2, np.float32)
+        for one, other in zip(given.train(), plain, strict=True):
+            np.testing.assert_array_equal(one, other)
+
     def test_words_have_sparse_gradients(self):
         words = np.random.default_rng(1).integers(0, 6, (ROWS, FEATURES)).astype(np.int32)
-        three = replace(layers(WORDS, POOL, lambda layer: layer.Dense(3, name="output")), objective=MULTICLASS)
+        three = replace(layers(WORDS, POOL, THREE), objective=MULTICLASS)
         assert_as_the_loop(case(three, x=words, classes=3, optimizer="adam", weight_decay=0.01))
 
     def test_normalisation_by_batch_and_its_moving_statistics(self):

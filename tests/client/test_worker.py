@@ -12,6 +12,7 @@ from client.app import FAILED, REFUSED, Seat, make_app
 from client.hospital import Hospital
 from client.worker import Worker
 from common import flower, messages, wire
+from common.balance import KEY
 from common.errors import UpdateRejected
 from common.messages import COMPARE, EVALUATE, STATISTICS, TRAIN, Request, group, run_text
 from common.network import dumps, initial
@@ -148,6 +149,21 @@ class TestAnswers:
                 asked.answer(kind)
             assert caught.value.code == "layout"
 
+    @pytest.mark.parametrize("weights", [None, [1.0], [1.0, 11.0]])
+    def test_class_weights_that_are_none_are_refused(self, ask, weights):
+        asked = ask(settings={"training": {"class_weights": "balanced"}})
+        asked.preparation = dumps({**json.loads(asked.preparation), KEY: weights})
+        with pytest.raises(UpdateRejected) as caught:
+            asked.answer()
+        assert caught.value.code == "class_weights"
+
+    def test_class_weights_that_the_settings_do_not_ask_for_do_nothing(self, ask):
+        """Otherwise a policy that allows none could be got round."""
+        asked = ask()
+        expected = delta_of(asked, asked.answer())
+        asked.preparation = dumps({**json.loads(asked.preparation), KEY: [0.1, 10.0]})
+        np.testing.assert_array_equal(delta_of(asked, asked.answer()), expected)
+
     def test_another_round_draws_another_order_and_the_same_round_the_same(self, ask):
         asked = ask()
         one, again, other = (delta_of(asked, asked.answer(number=number)) for number in (1, 1, 2))
@@ -263,6 +279,20 @@ class TestCaches:
         assert len(compiled) == 1
         fresh.run({"rounds": 1, "strategy": "fedprox"})
         assert len(compiled) == 2
+
+    def test_class_weights_of_every_kind_share_one_too(self, ask, monkeypatch):
+        compiled = []
+        compile_fit = training.compile_fit
+        monkeypatch.setattr(training, "compile_fit", lambda *given: compiled.append(given) or compile_fit(*given))
+        worker, deltas = Worker(), []
+        for weights in ([1.0, 1.0], [0.5, 1.5], [2.0, 0.25]):
+            asked = ask(settings={"training": {"class_weights": "balanced"}}, worker=worker)
+            asked.preparation = dumps({**json.loads(asked.preparation), KEY: weights})
+            deltas.append(delta_of(asked, asked.answer()))
+        assert len(compiled) == 1
+        assert np.abs(deltas[1] - deltas[0]).max() > 1e-3
+        assert np.abs(deltas[2] - deltas[0]).max() > 1e-3
+        np.testing.assert_array_equal(deltas[0], delta_of(ask(), ask().answer()))
 
     def test_tasks_of_one_model_that_augment_otherwise_share_none(self, ask, monkeypatch):
         @dataclass(frozen=True)

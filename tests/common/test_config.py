@@ -55,6 +55,11 @@ def settings_of(kind):
     return st.builds(kind, **{f.name: values_of(f.type) for f in fields(kind)})
 
 
+def is_contradiction(drawn):
+    """Tell a threshold that nobody could choose."""
+    return isinstance(drawn, EvaluationConfig) and drawn.threshold != "half" and not drawn.validation
+
+
 choices = st.builds(
     Choice,
     keys,
@@ -73,7 +78,7 @@ runs = st.builds(
     strategy=choices,
     seed=st.integers(0, 2**32 - 1),
     rounds=st.integers(1, 1_000_000),
-    **{name: settings_of(kind) for name, kind in parts.items()},
+    **{name: settings_of(kind).filter(lambda drawn: not is_contradiction(drawn)) for name, kind in parts.items()},
 )
 nested = st.recursive(
     st.dictionaries(keys, scalars | st.lists(scalars, max_size=3), max_size=3),

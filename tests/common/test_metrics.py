@@ -48,7 +48,7 @@ def split(arrays, parts=3):
 
 def rounded(scores):
     """Return each patient's bin, as the histogram sees the score of class 1."""
-    return np.searchsorted(metrics._EDGES, scores[:, 1], side="right")
+    return np.searchsorted(metrics.EDGES, scores[:, 1], side="right")
 
 
 def delong(labels, *scores):
@@ -318,7 +318,7 @@ def test_equal_models_do_not_differ():
 def test_what_the_joint_histogram_cannot_see_is_no_certain_difference():
     labels, scores = patients(14, 2000)
     # Better, but only within the coarse bins of the joint histogram.
-    edges = metrics._EDGES[28::29]
+    edges = metrics.EDGES[28::29]
     place = np.digitize(scores[:, 1], edges)
     low, high = np.concatenate([[0], edges])[place], np.concatenate([edges, [1]])[place]
     score = np.where(labels == 1, low + 0.9 * (high - low), low + 0.1 * (high - low))

@@ -25,6 +25,7 @@ METHODS = {
     "personal": {"strategy": "personal"},
     "intercept": {"task": {"site_intercept": True}},
     "int8": {"update": {"codec": "int8"}},
+    "balanced": {"training": {"class_weights": "balanced"}},
     "topk": {"update": {"codec": "topk", "keep": 0.1}, "strategy": "scaffold"},
 }
 

@@ -10,13 +10,16 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, recall_score
+from sklearn.utils.class_weight import compute_class_weight
 
 from common import messages, wire
 from common.config import Choice
 from common.errors import ConfigError, QuorumError
-from common.network import initial
+from common.network import build, initial
 from common.tasks import read_run, task_of
 from common.tasks.heart import TABLE
+from common.tasks.task import take
 from server import models, rounds
 from server.plan import Plan
 from server.records import RoundRecord, sha256
@@ -461,23 +464,29 @@ class TestOracle:
         np.testing.assert_allclose(preparation["mean"], np.nanmean(pooled, axis=0), rtol=1e-12)
         np.testing.assert_allclose(preparation["scale"], np.nanstd(pooled, axis=0), rtol=1e-9)
 
-    def test_one_round_of_fedavg_is_that_of_numpy_in_float64(self, federation):
+    @pytest.mark.parametrize("class_weights", ["none", "balanced"])
+    def test_one_round_of_fedavg_is_that_of_numpy_in_float64(self, federation, class_weights):
         settings = {
             "task": {"name": "heart", "model": "logistic"},
             "rounds": 1,
-            "training": {"batch_size": 64, "epochs": 3},
+            "training": {"batch_size": 64, "epochs": 3, "class_weights": class_weights},
         }
         outcome = federation.run(settings)
         config, task = outcome.coordinator.config, outcome.coordinator.plan.task
         preparation = json.loads(outcome.model.preparation)
         start, layout = initial(task, preparation, (), config.seed)
         assert [entry.path for entry in layout.entries] == ["output/kernel", "output/bias"]
+        labels = np.concatenate([task.classify(hospital.train) for hospital in federation.hospitals])
+        balance = {"none": np.ones(2), "balanced": compute_class_weight("balanced", classes=np.arange(2), y=labels)}
+        weight = balance[class_weights]
+        assert preparation.get("class_weights", [1, 1]) == pytest.approx(weight.tolist())
         total, patients = np.zeros(start.size), 0
         for hospital in federation.hospitals:
             examples = task.encode(hospital.train, preparation)
             x, weights = examples.x.astype(np.float64), start.astype(np.float64)
             for _ in range(3):
                 error = 1 / (1 + np.exp(-(x @ weights[:-1] + weights[-1]))) - examples.y
+                error *= weight[examples.y]
                 gradient = np.append(x.T @ error, error.sum()) / len(x)
                 gradient[:-1] += config.training.weight_decay * weights[:-1]
                 weights = weights - config.training.learning_rate * gradient
@@ -503,6 +512,75 @@ class TestOracle:
         one = federation.run({"rounds": 1})
         three = federation.run({"rounds": 3, "training": {"learning_rate_decay": 1e-6}})
         np.testing.assert_allclose(three.model.weights, one.model.weights, atol=1e-4)
+
+
+class TestThreshold:
+    SETTINGS = {"evaluation": {"validation": 0.2, "threshold": "youden"}}
+
+    def predictions(self, outcome, records):
+        """Return labels and probabilities of illness by plain Keras."""
+        task, preparation = outcome.coordinator.plan.task, json.loads(outcome.model.preparation)
+        network = build(task, preparation, (), outcome.coordinator.config.seed)
+        network.assign(outcome.model.weights, network.vectors()[1])
+        examples = task.encode(records, preparation)
+        return examples.y, task.objective.predict(network.model(examples.x).numpy())[:, 1]
+
+    def pooled(self, outcome, hospitals, part):
+        found = [self.predictions(outcome, getattr(hospital, part)) for hospital in hospitals]
+        return (np.concatenate(column) for column in zip(*found, strict=True))
+
+    @pytest.mark.parametrize(("rule", "merit"), [("youden", balanced_accuracy_score), ("f1", f1_score)])
+    def test_it_is_best_on_all_validation_patients_and_test_patients_are_counted_at_it(self, federation, rule, merit):
+        settings = {"evaluation": {"validation": 0.2, "threshold": rule}, "training": {"epochs": 5}}
+        outcome = federation.run(settings)
+        at = outcome.model.threshold
+        labels, scores = self.pooled(outcome, federation.hospitals, "validation")
+        best = max(merit(labels, scores >= edge) for edge in np.concatenate([scores, scores + 1e-9]))
+        assert merit(labels, scores >= at) == pytest.approx(best)
+        labels, scores = self.pooled(outcome, federation.hospitals, "test")
+        table = confusion_matrix(labels, scores >= at)
+        found = results_of(outcome.coordinator.plan.task, outcome.tests)
+        np.testing.assert_array_equal(found.curves["confusion"], table)
+        assert found.pooled["recall"][0] == pytest.approx(recall_score(labels, scores >= at))
+        assert (table != confusion_matrix(labels, scores > 0.5)).any(), "one half would have done"
+
+    def test_test_patients_cannot_move_it(self, federation):
+        """Others in their place change what is judged, and not what is decided."""
+        moved = [replace(hospital, test=take(hospital.train, np.arange(5))) for hospital in federation.hospitals]
+        one, other = federation.run(self.SETTINGS), replace(federation, hospitals=moved).run(self.SETTINGS)
+        assert one.model.threshold == other.model.threshold
+        assert sha256(one.model.weights) == sha256(other.model.weights)
+        assert one.tests["east"]["confusion"].tolist() != other.tests["east"]["confusion"].tolist()
+
+    def test_validation_patients_move_it_and_nothing_else(self, federation, honest):
+        one = federation.run({**LIMITS, **self.SETTINGS})
+        moved = [replace(hospital, validation=hospital.train) for hospital in federation.hospitals]
+        other = replace(federation, hospitals=moved).run({**LIMITS, **self.SETTINGS})
+        assert one.model.threshold != other.model.threshold
+        assert sha256(one.model.weights) == sha256(other.model.weights) == sha256(honest.model.weights)
+        assert one.rounds[-1].metrics == honest.rounds[-1].metrics
+
+    def test_without_validation_patients_the_more_probable_class_is_said(self, federation, honest, caplog):
+        nobody = [replace(each, validation=take(each.validation, np.arange(0))) for each in federation.hospitals]
+        outcome = replace(federation, hospitals=nobody).run({**LIMITS, **self.SETTINGS})
+        assert outcome.model.threshold is None
+        assert "no threshold is chosen, for want of validation patients of both classes" in caplog.text
+        np.testing.assert_array_equal(outcome.tests["east"]["confusion"], honest.tests["east"]["confusion"])
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"task": "cells"}, "'cells' does not sort patients into two"),
+            ({"task": {"name": "readmission", "target": "stay"}}, "'readmission' does not sort"),
+            ({"task": "survival"}, "'survival' does not sort"),
+            ({"task": "heart", "evaluation": {"threshold": "f1"}}, "set evaluation.validation"),
+            ({"task": "heart", "privacy": {"epsilon": 3.0}}, "no epsilon covers that"),
+            ({"task": "heart", "privacy": {"epsilon": 3.0, "unit": "hospital"}}, "no epsilon covers that"),
+        ],
+    )
+    def test_it_is_refused_where_it_means_nothing_or_would_tell(self, settings, words):
+        with pytest.raises(ConfigError, match=rf"^evaluation\.threshold: .*{words}"):
+            _ = Plan(read_run({**self.SETTINGS, **settings})).strategy
 
 
 class TestSelection:
@@ -597,6 +675,27 @@ class TestStopping:
 
 
 class TestSettings:
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"task": {"name": "readmission", "target": "stay"}}, "'readmission' does not sort patients into classes"),
+            ({"task": {"name": "survival", "model": "neural"}}, "'survival' does not sort"),
+            ({"task": "treatment-next"}, "'treatment-next' does not sort"),
+            ({"task": "treatment-match"}, "'treatment-match' does not sort"),
+            ({"task": "splice"}, "'splice' fits this model by sums over patients"),
+            ({"task": "heart", "privacy": {"epsilon": 3.0}}, "no noise covers that"),
+        ],
+    )
+    def test_class_weights_are_refused_where_they_mean_nothing_or_would_tell(self, settings, words):
+        with pytest.raises(ConfigError, match=rf"^training\.class_weights: .*{words}"):
+            _ = Plan(read_run({"training": {"class_weights": "balanced"}, **settings})).strategy
+
+    @pytest.mark.parametrize(
+        "settings", [{"task": "cells"}, {"task": {"name": "splice", "model": "svm"}}, {"task": "icu"}]
+    )
+    def test_class_weights_are_for_every_task_that_is_trained_on_classes(self, settings):
+        assert Plan(read_run({"training": {"class_weights": "balanced"}, **settings})).strategy
+
     def test_a_part_that_the_model_does_not_have_is_refused_before_anyone_is_asked(self, federation):
         asked = []
         scripts = {"east": lambda message, answer: asked.append(message) or answer()}

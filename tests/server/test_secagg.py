@@ -85,6 +85,15 @@ class TestSameModel:
             together = sum(parts[name] for parts in plain.tests.values())
             np.testing.assert_allclose(value, together, atol=1e-2, err_msg=name)
 
+    def test_a_threshold_is_chosen_on_a_sum_too(self, federation):
+        settings = {"evaluation": {"validation": 0.2, "threshold": "youden"}}
+        one, other = federation.run(SECURE | settings), federation.run(settings)
+        # The models differ in the fixed point, which may move a patient to the next bin.
+        assert one.model.threshold == pytest.approx(other.model.threshold, abs=0.005)
+        assert one.model.threshold != 0.5
+        together = sum(parts["confusion"] for parts in other.tests.values())
+        assert np.abs(one.tests[TOGETHER]["confusion"] - together).sum() <= 2
+
     def test_counts_above_the_cap_weigh_as_the_cap(self, federation):
         """With a cap of one patient all hospitals weigh the same, as in SCAFFOLD's mean of controls."""
         even = federation.run({"secure": {"aggregation": True, "examples": 1}, "rounds": 1})

@@ -7,10 +7,12 @@ import pytest
 from flwr.app import Error, Message
 
 from common import flower, messages
+from common.balance import weights_of
 from common.errors import QuorumError
 from common.tasks.task import rows_of
 from server import rounds
 from server.records import sha256
+from server.results import differences_of, results_of
 from simulations import baselines
 from simulations.hospitals import populate
 from simulations.scenario import read
@@ -97,6 +99,12 @@ class TestLocalOnly:
         assert counts == {name: max(count, 1) for name, count in TOOK_PART.items()}
         assert all(len(outcome.members) == 1 for outcome in trained)
 
+    def test_class_weights_are_each_hospitals_own(self, federation, population, federated):
+        config = federation.config({**SETTINGS, "training": {"class_weights": "balanced"}})
+        models = models_of(baselines.local_only, population, config, federated)
+        for member in federated.members:
+            assert models[member.name].class_weights == weights_of(np.array(member.train.classes))
+
     def test_one_model_is_held_at_a_time(self, federation, population, federated, trained):
         parts = baselines.local_only(population, federation.config(SETTINGS), federated)
         assert not trained
@@ -132,12 +140,42 @@ class TestCentralised:
 @pytest.mark.parametrize("name", baselines.COMPARATORS)
 def test_all_are_judged_on_the_same_patients(federation, population, federated, name):
     models = models_of(baselines.COMPARATORS[name].train, population, federation.config(SETTINGS), federated)
-    tests = federated.coordinator.judge(models)
+    tests, _ = federated.coordinator.judge(models)
     assert set(tests) == set(federated.tests) == set(TOOK_PART)
     for member in federated.members:
         # A row of the confusion matrix counts the patients that are of one class, whatever the model takes them for.
         labels = tests[member.name]["confusion"].sum(axis=1)
         assert list(labels) == list(federated.tests[member.name]["confusion"].sum(axis=1)) == member.test.classes
+
+
+@pytest.mark.parametrize("name", baselines.COMPARATORS)
+def test_each_model_is_judged_at_its_own_threshold_and_compared_at_it(federation, population, name):
+    settings = {**SETTINGS, "evaluation": {"validation": 0.2, "threshold": "youden"}}
+    federated = federation.run(settings)
+    coordinator = federated.coordinator
+    models = models_of(baselines.COMPARATORS[name].train, population, federation.config(settings), federated)
+    tests, decided = coordinator.judge(models)
+    thresholds = [decided[each].threshold for each in population.names]
+    assert len(set(thresholds)) == (1 if name == "central" else len(thresholds))
+    assert federated.model.threshold not in thresholds
+    task, joint = coordinator.plan.task, coordinator.compare(federated.model, decided)
+    differences = differences_of(task, joint)
+    ours, theirs = (results_of(task, found) for found in (federated.tests, tests))
+    for metric in ("accuracy", "recall", "specificity", "macro_f1", "brier"):
+        expected = ours.pooled[metric][0] - theirs.pooled[metric][0]
+        assert differences["pooled"][metric][0] == pytest.approx(expected), metric
+    for hospital, parts in joint.items():
+        np.testing.assert_array_equal(parts["predictions"].sum(axis=2), federated.tests[hospital]["confusion"])
+        np.testing.assert_array_equal(parts["predictions"].sum(axis=1), tests[hospital]["confusion"])
+
+
+def test_a_hospital_alone_decides_by_its_own_validation_patients(federation, population):
+    settings = {**SETTINGS, "evaluation": {"validation": 0.2, "threshold": "f1"}}
+    federated = federation.run(settings)
+    models = models_of(baselines.local_only, population, federation.config(settings), federated)
+    _, decided = federated.coordinator.judge(models)
+    _, alone = federated.coordinator.judge({"south": models["south"]})
+    assert decided["south"].threshold == alone["south"].threshold
 
 
 # Settings of the federated run that have no place in a comparator.

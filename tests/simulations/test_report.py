@@ -300,6 +300,22 @@ def test_the_picture_is_180_mm_wide_at_300_dpi(tmp_path):
     assert width == round(180 / 25.4 * 300) or width == int(180 / 25.4 * 300)
 
 
+def test_the_page_and_the_card_say_which_threshold_and_by_which_rule():
+    record = fake_record()
+    assert cards.thresholds(record) == ""
+    record["config"]["evaluation"] = {"threshold": "youden"}
+    record["classes"] = ["well", "ill"]
+    local = dict.fromkeys(cards.hospitals(record), None) | {cards.hospitals(record)[0]: 0.123456}
+    record["thresholds"] = {"federated": {"*": 0.3}, "local": local, "central": {"east": 1e-5}}
+    told = cards.thresholds(record)
+    assert told.startswith(
+        "Predicted is 'ill' from a score of 0.123 to 0.5 (local only), 0.3 (federated), 1e-05 (centralised) on"
+    )
+    assert "sensitivity + specificity (Youden's J) on its own validation patients" in told
+    assert cards.markdown(told) in cards.model_card(record)
+    assert "from a score of 0.123 to 0.5 (local only)" in html(record)
+
+
 def test_names_cannot_leave_the_page_or_the_cards():
     record = RECORDS["evil"]()
     page = html(record)
