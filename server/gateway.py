@@ -59,7 +59,7 @@ AWAITED = b"\x08\x01"
 PART_SECONDS, PART_PAUSE, PART_GROWS = 5.0, 0.02, 0.125
 """How long a part of a message is looked for that has not arrived yet, and how often: each pause is at least so long, and this share of the time that it was looked for
 already. The node itself would look again after a second."""
-PARTS_PER_SECOND, ALL_PARTS_PER_SECOND = 50, 200
+PARTS_PER_SECOND, ALL_PARTS_PER_SECOND = 100, 400
 """The parts that one member's requests wait for are not looked for more often, nor those of all."""
 MOST_TIMES = 3
 """How often a message is handed out to a node that never does anything with it."""
