@@ -41,7 +41,8 @@ from peer_flower import client_app, server_app
 from work import WORKS
 
 work, rounds = WORKS[os.environ["MEASURED_WORK"]], int(os.environ["MEASURED_ROUNDS"])
-client, server = client_app(work), ServerApp()
+client = client_app(work)
+server = ServerApp()
 
 @server.main()
 def main(grid, context):

@@ -5,8 +5,10 @@ import signal
 
 from common import flower
 
-# Both count only before the first import of what they keep quiet.
+# All count only before the first import of what they keep quiet.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# As `backend.start` has it, for test modules that import Keras before that is called: with more threads, the order of sums depends on who else uses the machine.
+os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "TF_ENABLE_ONEDNN_OPTS": "1"}
 flower.quiet()
 # A shell's background jobs ignore Ctrl-C, and so would the programs that tests start and stop by it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
