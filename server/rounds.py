@@ -334,9 +334,8 @@ class Coordinator:
             if attempt == self.config.limits.retries:
                 end = time.monotonic() + self.config.limits.wait_seconds
             if attempt >= self.config.limits.retries and not self._are_back(number, waiting, missing, end):
-                reasons = ", ".join(f"{row.hospital}: {row.reason}" for row in tally.dropped[-5:])
                 raise QuorumError(
-                    f"round {number}: {len(tally.answered)} of {len(asked)} hospitals sent a usable update, {need} are needed ({reasons})"
+                    f"round {number}: {len(tally.answered)} of {len(asked)} hospitals sent a usable update, {need} are needed; {_explained(tally.dropped)}"
                 )
             attempt += 1
         before = state["weights"]
@@ -575,6 +574,20 @@ class Tally:
             hospitals={name: values(parts) for name, parts in tests.items() if name != TOGETHER},
             events=self.events,
         )
+
+
+DIVERGED = ("nan", "inf", "norm")
+"""Codes of updates that training with too large a step leaves."""
+
+
+def _explained(dropped: list[Dropped]) -> str:
+    """Say of each hospital why its last update was not used, in full of one of them, and what to do where that is known."""
+    last = {row.hospital: row for row in dropped}
+    codes = ", ".join(f"{name}: {row.reason}" for name, row in list(last.items())[:5])
+    more = f", and {len(last) - 5} more" if len(last) > 5 else ""
+    said = next(reversed(last.values())) if last else None
+    cure = "; take a smaller training.learning_rate" if {row.reason for row in last.values()} <= {*DIVERGED} else ""
+    return f"{codes}{more} ({said.hospital}: {said.message}{cure})" if said else "nobody answered"
 
 
 def drawn_of(hospitals: int, config: RunConfig) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.command import add
 from common.config import assign, merge
-from common.errors import FedwardError, UsageError
+from common.errors import DataError, FedwardError, UsageError
 
 if TYPE_CHECKING:
     from simulations.scenario import Scenario
@@ -107,7 +107,7 @@ def simulate(args: argparse.Namespace) -> int:
     _start_flower()
     scenario, resumed = _opened(args)
     from common.tasks import task_of
-    from server import records
+    from server import models, records
     from simulations import run
     from simulations.live import Live
 
@@ -121,6 +121,10 @@ def simulate(args: argparse.Namespace) -> int:
             begun = (folder / run.CONFIG).exists()
             kept = f"what is finished is kept: go on with 'fedward simulate --resume {folder}'"
             raise FedwardError(f"stopped; {kept}" if begun else "stopped before anything was trained") from None
+        except DataError as error:
+            if not (folder / models.NAME).exists():
+                raise
+            raise DataError(f"{error}; then go on with 'fedward simulate --resume {folder}'") from None
         finally:
             with suppress(OSError):
                 folder.rmdir()  # only where nothing was written into it

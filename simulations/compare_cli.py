@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from server import models
     from simulations import compare
 
-    comparison = compare.compare(args.runs, args.metric)
+    comparison = compare.compare(_finished(args.runs), args.metric)
     if args.latex:
         models.write(args.latex, compare.as_latex(comparison).encode())
     if args.csv:
@@ -51,6 +53,22 @@ def run(args: argparse.Namespace) -> int:
         compare.save_figure(comparison, args.figure)
     show(comparison, as_json=args.json)
     return 0
+
+
+def _finished(folders: Sequence[Path]) -> Sequence[Path]:
+    """Return the folders without those of runs that are not finished, which are named, unless there are no others."""
+    from server import records
+    from simulations.run import CONFIG
+
+    unfinished = [each for each in folders if (each / CONFIG).exists() and not (each / records.RUN).exists()]
+    if len(unfinished) == len(folders):
+        return folders
+    for each in unfinished:
+        print(
+            f"fedward: {each} is left out: this run is not finished; go on with it: fedward simulate --resume {each}",
+            file=sys.stderr,
+        )
+    return [each for each in folders if each not in unfinished]
 
 
 def show(comparison: "Comparison", *, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from client.ledger import Ledger, Question
 from client.secagg import Shield
 from client.worker import Worker
 from common import messages, wire
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from common.seeds import seed_for
 from common.tasks import task_of
 from common.tasks.task import Array, rows_of, take
@@ -85,7 +85,7 @@ def populate(scenario: Scenario, secret: bytes | None = None) -> Population:
     ConfigError
         When the data set serves another task or has other classes, or the partition leaves a hospital empty.
     DataError
-        When the data set is not here, or damaged.
+        When the data set is not here, damaged, or has rows of one class alone.
     """
     settings, seed = scenario.simulation, scenario.run.seed
     task, dataset = task_of(scenario.run.task), scenarios.dataset_of(settings.dataset)
@@ -97,6 +97,11 @@ def populate(scenario: Scenario, secret: bytes | None = None) -> Population:
     if table.classes != task.classes and len(task.classes) > 1:
         raise ConfigError(
             f"task.classes: {dataset.name!r} has the classes {','.join(table.classes)}, and the run learns {','.join(task.classes)}"
+        )
+    if len(task.classes) > 1 and len(np.unique(table.label)) < 2:
+        only = table.classes[table.label[0]] if len(table) else "none"
+        raise DataError(
+            f"{dataset.name}: expected rows of two classes or more, and all {len(table)} are of one, {only!r}; there is nothing to tell apart"
         )
     dealt = partition.deal(
         table, settings.partition, settings.hospitals, np.random.default_rng(seed_for(seed, "partition"))

@@ -279,7 +279,7 @@ def _record(scenario: Scenario, population: Population, outcome: Outcome, name: 
         "machine": {"system": platform.system(), "processor": platform.machine()},
         "data": {
             **{key: getattr(dataset, key) for key in ("name", "title", "origin", "licence", "citation")},
-            "sha256": {file.name: list(file.checksums) for file in dataset.files},
+            "sha256": {file.name: list(file.checksums) for file in (*dataset.files, *dataset.shipped)},
             "rows": len(table),
             "duplicates_removed": table.duplicates_removed,
             "public": bool(dataset.task),

@@ -57,7 +57,7 @@ class Dataset:
     """A public data set.
 
     ``task`` names the task it serves, ``also`` others that take the same columns, ``task_settings`` are settings of that task that suit it, such as the names of the classes. ``rows`` counts
-    what ``read`` returns. ``read`` takes the folder that holds ``files``. A data set without files is shipped with the package, or made by a
+    what ``read`` returns. ``read`` takes the folder that holds ``files``. A data set without files is in ``shipped`` files of the package, or made by a
     seeded generator (``synthetic``). ``folder`` is its place in the cache and in a mirror.
     """
 
@@ -71,6 +71,7 @@ class Dataset:
     read: Callable[[Path], Table]
     folder: str = ""
     files: tuple[File, ...] = ()
+    shipped: tuple[File, ...] = ()
     synthetic: bool = False
     task_settings: Mapping[str, Scalar] = field(default_factory=dict)
     note: str = ""

@@ -42,6 +42,11 @@ def is_intact(dataset: Dataset) -> bool:
 def find(dataset: Dataset) -> Path:
     """Return the folder that holds a data set's files, all with a known checksum; raise `DataError` if there is none."""
     if not dataset.files:
+        for file in dataset.shipped:
+            if not _is_known(PACKAGE / file.name, file):
+                raise DataError(
+                    f"{PACKAGE / file.name}: absent, or not as it was shipped; install it again: pip install --force-reinstall --no-deps fedward"
+                )
         return PACKAGE
     for folder in _folders(dataset):
         if _complete(dataset, folder):

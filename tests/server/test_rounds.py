@@ -313,8 +313,13 @@ class TestQuorum:
         np.testing.assert_allclose(outcome.model.weights, honest.model.weights, atol=1e-6)
 
     def test_the_run_stops_when_retries_do_not_help_and_says_why(self, federation):
-        with pytest.raises(QuorumError, match=r"round 2: 3 of 4 .* 4 are needed \(south: failed, south: failed\)"):
+        with pytest.raises(QuorumError, match=r"round 2: 3 of 4 .* 4 are needed; south: failed \(south: an error"):
             federation.run(self.settings(1), {BAD: self.broken(2)})
+
+    def test_training_that_diverges_everywhere_is_told_with_its_cure(self, federation):
+        settings = {"training": {"learning_rate": 1e6, "learning_rate_decay": 1.0, "epochs": 9}}
+        with pytest.raises(QuorumError, match=r"0 of 4 .*east: \w+, .*take a smaller training.learning_rate\)$"):
+            federation.run({**settings, "limits": {"update_norm": 10.0}})
 
     def test_what_was_finished_stays_and_the_run_goes_on_from_there(self, federation, honest, tmp_path):
         with pytest.raises(QuorumError):

