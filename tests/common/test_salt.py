@@ -1,6 +1,7 @@
 """Salted messages: the same content comes out, under names that nobody can foretell."""
 
 import hashlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -42,28 +43,36 @@ def parts(content):
     return {tree.object_id for tree in iterate_object_tree(get_object_tree(content))}
 
 
-@given(CONTENTS)
-def test_the_same_content_comes_out(content):
-    with flower.identity(RUN):
+small = pytest.mark.parametrize("most", [salt.SMALL, -1], ids=["small", "large"])
+
+
+@small
+@given(content=CONTENTS)
+def test_the_same_content_comes_out(most, content):
+    with flower.identity(RUN), mock.patch.object(salt, "SMALL", most):
         message = Message(content, 7, "train")
-    there = flower.message_from(flower.message_bytes(salt.salted(message)))
+        there = flower.message_from(flower.message_bytes(salt.salted(message)))
     assert salt.desalted(there).content == content
     assert salt.desalted(there).metadata == message.metadata
 
 
-@given(CONTENTS)
-def test_no_part_of_it_has_the_same_name_twice(content):
-    once, again = parts(salt.salt(content)), parts(salt.salt(content))
-    assert len(once) > len(content)
-    assert not once & again
-    assert not once & parts(content)
-
-
-def test_nothing_is_changed_in_place():
-    content = plain()
+@small
+@given(content=CONTENTS)
+def test_no_part_of_it_has_the_same_name_twice(most, content):
     before = parts(content)
-    salt.salt(content)
-    assert parts(content) == before
+    with mock.patch.object(salt, "SMALL", most):
+        once, again = parts(salt.salt(content)), parts(salt.salt(content))
+    assert not once & again
+    assert not once & before
+    assert parts(content) == before, "it was changed in place"
+
+
+def test_a_small_message_is_one_record(monkeypatch):
+    """Each part travels by requests of its own; of a large one, no more of them than there were."""
+    content = messages.pack_request("{}", {"weights": np.zeros(1000, np.float32)}, {})
+    assert len(parts(salt.salt(content))) == 2
+    monkeypatch.setattr(salt, "SMALL", 3999)
+    assert len(parts(salt.salt(content))) == len(parts(content))
 
 
 def test_what_was_not_salted_stays_as_it_is():
@@ -71,28 +80,33 @@ def test_what_was_not_salted_stays_as_it_is():
     assert salt.desalt(content) is content
 
 
+@small
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda content: content["config"].pop(salt.SALT),
-        lambda content: content["config"].update({salt.SALT: b"short"}),
-        lambda content: content["config"].update({salt.SALT: "a text"}),
-        lambda content: content["config"].update({salt.SALT: bytes(salt.KEY_BYTES)}),
-        lambda content: content.pop("config"),
-        lambda content: content["arrays"].update({"weights": Array("float32", (0,), wire.RAW, b"")}),
+        lambda record: record.pop(salt.SALT),
+        lambda record: record.update({salt.SALT: b"short"}),
+        lambda record: record.update({salt.SALT: "a text"}),
+        lambda record: record.update({salt.SALT: bytes(salt.KEY_BYTES)}),
+        lambda record: record.update({salt.PACKED: b"\xff\xff"}),
+        lambda record: record.update({salt.PACKED: "a text"}),
+        lambda record: record.clear(),
     ],
-    ids=["no key", "short key", "text for a key", "another key", "no record of settings", "an array without salt"],
+    ids=["no key", "short key", "text for a key", "another key", "no message", "text for a message", "nothing"],
 )
-def test_what_was_salted_wrongly_stays_as_it_is(spoil):
+def test_what_was_salted_wrongly_ends_in_no_error(most, spoil, monkeypatch):
+    monkeypatch.setattr(salt, "SMALL", most)
     content = salt.salt(plain())
-    spoil(content)
+    spoil(next(iter(content.config_records.values())))
+    found = salt.desalt(content)
+    assert found is content or found == plain() or salt.PACKED in found["config"]
+
+
+def test_an_array_that_was_not_salted_leaves_all_as_it_is(monkeypatch):
+    monkeypatch.setattr(salt, "SMALL", -1)
+    content = salt.salt(plain())
+    content["arrays"]["weights"] = Array("float32", (0,), wire.RAW, b"")
     assert salt.desalt(content) is content
-
-
-def test_salt_adds_no_part_to_a_request():
-    """Each travels by requests of its own; what had no bytes before has some now."""
-    content = messages.pack_request("{}", {"weights": np.zeros(1000, np.float32)}, {})
-    assert len(parts(salt.salt(content))) == len(parts(content))
 
 
 @pytest.fixture
@@ -116,9 +130,11 @@ def test_flower_refuses_what_another_announced_falsely(store, part):
         store.preregister(RUN, get_object_tree(plain()))
 
 
-def test_salted_parts_cannot_be_announced_falsely(store):
+@small
+def test_salted_parts_cannot_be_announced_falsely(store, most, monkeypatch):
+    monkeypatch.setattr(salt, "SMALL", most)
     for content in (plain(), salt.salt(plain())):
         for part in parts(content):
             store.preregister(RUN, falsely(part))
     tree = get_object_tree(salt.salt(plain()))
-    assert len(store.preregister(RUN, tree)) == len(parts(plain())) + 1
+    assert len(store.preregister(RUN, tree)) == len(list(iterate_object_tree(tree)))
