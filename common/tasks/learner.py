@@ -1,8 +1,8 @@
 """The Learner: a model that is fitted by sums over patients instead of by local epochs.
 
 In a round every hospital returns one vector that adds over its patients (a histogram, a gradient with its Hessian), and the coordinator turns the sum of these vectors into
-the next weights. So hospitals together get the model that one hospital with all their patients gets, a secure sum is all the coordinator needs, and what
-a model is grown from never holds a single patient's value.
+the next weights. So hospitals together get the model that one hospital with all their patients gets, and a secure sum is all the coordinator needs. What the sums of a single
+hospital tell of few patients, each model says for itself (`Forest`, `Cox`).
 """
 
 from collections.abc import Callable

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import POSITIVE, Range
+from common.errors import ConfigError
 from common.seeds import seed_for
 from common.statistics import Statistics
 from common.tasks import bins
@@ -86,8 +87,15 @@ class Sequences(ABC):
         return {}
 
     def build(self) -> Task:
-        """Return the task."""
+        """Return the task.
+
+        Raises
+        ------
+        ConfigError
+            When a forest or a support vector machine would have nothing to read.
+        """
         kind, forest = self.kind(), self.model == "forest"
+        self._check_read()
         return Task(
             name=kind.name,
             title=kind.title,
@@ -148,6 +156,15 @@ class Sequences(ABC):
         x = np.concatenate([self.present(first, self.letters), values], axis=1).astype(np.float32)
         return Examples(self.projected(x), label)
 
+    def _check_read(self) -> None:
+        places, least = min(self.positions, self.length), self.letters if self.model == "svm" else 1
+        if self.model not in ("svm", "forest") or places >= least or (self.composition and not places and least == 1):
+            return
+        raise ConfigError(
+            f"task.positions: expected {least} or more, for words of as many letters to be read, got {places}"
+            + ("; or set task.composition" if least == 1 else "; or take fewer task.letters")
+        )
+
     def present(self, codes: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
         """Return 1 for the word of ``size`` letters at every place, ``(n, places * words)``; of single letters, for each that an ambiguous one may be."""
         alphabet = self.kind().alphabet
@@ -168,7 +185,7 @@ class Sequences(ABC):
         return np.asarray((np.cos(x @ turns + phases) - middle) * (2 / self.fourier) ** 0.5, np.float32)
 
     def middle(self, turns: NDArray[np.float32], phases: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the features' mean over random sequences: without it they hardly differ, and gradients take long to part them. No patient has a part in it."""
+        """Return the features' mean over words drawn at random for every place, as if words that overlap shared no letters: without it they hardly differ, and gradients take long to part them. No patient has a part in it, and it is the same everywhere."""
         size = len(self.kind().alphabet.letters) ** self.letters
         waves = np.exp(1j * turns.reshape(-1, size, self.fourier)).mean(axis=1).prod(axis=0)
         return np.asarray(np.real(waves * np.exp(1j * phases)), np.float32)

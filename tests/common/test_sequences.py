@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from common.tasks import alphabets, bins
 from common.tasks.alphabets import ALPHABETS, DNA, PROTEIN, RNA, composition, words
 from common.tasks.peptides import Peptides
@@ -91,6 +91,28 @@ def test_ambiguous_letters_are_each_that_they_may_be_to_a_forest():
     task = Splice(positions=2, length=8).build()
     x = task.encode({"sequence": np.array(["RA"], object)}, {}).x
     np.testing.assert_array_equal(x, [[1, 0, 1, 0, 1, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "svm", "positions": 1, "letters": 2},
+        {"model": "svm", "positions": 0, "letters": 2, "composition": True},
+        {"model": "svm", "positions": 0, "letters": 1},
+        {"model": "forest", "positions": 0},
+    ],
+)
+def test_a_model_that_would_read_nothing_is_refused_before_anything_is_read(settings):
+    with pytest.raises(ConfigError, match="task.positions: expected [12] or more"):
+        Splice(**settings).build()
+
+
+@pytest.mark.parametrize("model", ["svm", "forest"])
+def test_shares_alone_can_be_read(model):
+    task = Splice(model=model, positions=0, letters=1, composition=True).build()
+    records = {"sequence": np.array(["ACGT", "GGGG"], object)}
+    edges = {"edges": np.linspace(0, 1, 5 * 31).tolist()} if model == "forest" else {}
+    assert len(task.encode(records, task.fit(task.summarise({**records, "label": np.zeros(2)})) | edges).x) == 2
 
 
 def test_what_lies_beyond_the_end_changes_no_output():
