@@ -210,7 +210,7 @@ class TestOneClass:
         assert all(metrics["auroc"][0] is None for metrics in results["hospitals"].values())
         assert 0 < results["pooled"]["auroc"][0] < 1
 
-    def test_one_class_in_all_the_data_leaves_metrics_undefined(self, capsys, monkeypatch):
+    def test_one_class_in_all_the_data_is_refused(self, refused, monkeypatch):
         heart = DATASETS["heart"]
 
         def healthy(folder):
@@ -224,9 +224,9 @@ class TestOneClass:
             )
 
         monkeypatch.setitem(DATASETS, "heart", replace(heart, read=healthy))
-        record = self.simulate(capsys)
-        assert record["results"]["federated"]["pooled"]["auroc"] == [None, None, None]
-        assert record["results"]["federated"]["pooled"]["accuracy"][0] is not None
+        code, line = refused("simulate", "heart", *SHORT)
+        assert code == 1
+        assert "heart: expected rows of two classes or more, and all 410 are of one, 'no disease'" in line
 
 
 def test_no_test_reaches_further_than_this_computer():
