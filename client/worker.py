@@ -88,10 +88,12 @@ class Worker:
         if config.privacy.at_hospitals:
             summed = self._summed_privately(hospital, task, request)
             # How many training patients there are counts as known; how many of which class does not, and none is told.
-            rows, classes = divmod(rows_of(hospital.train), len(task.classes)), np.arange(len(task.classes))
-            counts["train"] = (rows[0] + (classes < rows[1])).astype(np.float64)
+            share, rest = divmod(rows_of(hospital.train), len(task.classes))
+            counts["train"] = (share + (np.arange(len(task.classes)) < rest)).astype(np.float64)
         else:
-            summed = task.summarise(hospital.train)
+            whose = hospital.patients
+            rows = hospital.train if task.united is None or whose is None else task.united(hospital.train, whose)
+            summed = task.summarise(rows)
         statistics = prefixed("task", summed) | prefixed("count", counts)
         return Reply(statistics=statistics, num_examples=rows_of(hospital.train), texts={"hospital": hospital.name})
 

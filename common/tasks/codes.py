@@ -5,13 +5,14 @@ by its bucket (`common.tasks.text`), so that none travels that few of a hospital
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.privacy.noise import Noise
 from common.statistics import Statistics
+from common.tasks.task import Array
 from common.tasks.text import BUCKETS, bucket
 
 ABOVE = 4.75
@@ -43,6 +44,18 @@ def counted(columns: Iterable[Iterable[object]], minimum: int) -> Statistics:
     counts = np.stack([_counts(cells) for cells in columns])
     counts[counts < minimum] = 0
     return _statistics(counts)
+
+
+def united(columns: Mapping[str, Array], patients: Array) -> dict[str, Array]:
+    """Return columns of codes with one row a patient, which holds each code that one of the patient's rows holds, once; ``patients`` ``(n,)`` says whose each row is."""
+    names, whose = np.unique(patients.astype(str), return_inverse=True)
+    joined = {}
+    for column, cells in columns.items():
+        held: list[dict[str, None]] = [{} for _ in names]
+        for patient, cell in zip(whose, cells, strict=True):
+            held[patient] |= dict.fromkeys(codes_of(cell))
+        joined[column] = np.array(["\n".join(each) for each in held], object)
+    return joined
 
 
 def noised(statistics: Statistics, noise: Noise, minimum: int) -> Statistics:

@@ -32,7 +32,7 @@ class Recommender(ABC):
 
     Guarantee
     ---------
-    No code leaves a hospital that fewer than ``minimum_records`` of its records hold: it reports buckets of hashed codes, as the task ``notes`` does, and what is
+    No code leaves a hospital that fewer than ``minimum_records`` of its patients hold, or of its records where it does not know whose they are: it reports buckets of hashed codes, as the task ``notes`` does, and what is
     said there of guessing holds here. A treatment that a line of ``contraindications`` rules out for what is known of a row is never recommended, whatever the weights
     of the model: it is closed by the hospital, in what it gives to the model.
 
@@ -52,7 +52,7 @@ class Recommender(ABC):
     minimum_hospitals: Annotated[
         int, Range(1, 1_000_000), "hospitals that must have a code for the list to keep it"
     ] = 2
-    minimum_records: Annotated[int, Range(1, 1_000_000), "records a hospital must have a code in to report it"] = 3
+    minimum_records: Annotated[int, Range(1, 1_000_000), "patients a hospital must have with a code to report it"] = 3
 
     @abstractmethod
     def encode(self, records: Records, preparation: Preparation) -> Examples:
@@ -87,12 +87,17 @@ class Recommender(ABC):
             classify=one_class,
             build=self.network,
             noised=self.noised,
+            united=self.united,
             amount=Column(self.label, "codes", "the treatments, one code a line"),
             parts=parts,
             local=local,
             defaults=defaults,
-            summary=f"in how many of its records each of {BUCKETS:,} hash buckets of codes occurs, where {self.minimum_records} or more do",
+            summary=f"of how many of its patients the records hold each of {BUCKETS:,} hash buckets of codes, where {self.minimum_records} or more do",
         )
+
+    def united(self, records: Records, patients: Array) -> Records:
+        """Return one row a patient: a stay may have a row for every moment of treatment, of which each repeats what was charted before."""
+        return codes.united({self.known: records[self.known], self.label: self.labels(records)}, patients)
 
     def summarise(self, records: Records) -> Statistics:
         """Count the records that hold each code, in what is known and among the treatments; and mark those codes, and this hospital."""

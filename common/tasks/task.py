@@ -61,7 +61,7 @@ class Task:
     one at the hospital. ``local`` are the parts that the task itself keeps there, ``rates`` factors on the step size of parts, which do not move at all in the first ``resting`` rounds. ``defaults`` are run settings that suit the task,
     laid under what the user sets. ``classify`` gives the class numbers of rows, from 0, by which patients are counted and split; a task without classes names one that holds all. ``xla`` says that the compiled local epoch is faster under XLA (measured by ``benchmarks/compilers.py``).
     ``noised`` gives the statistics with enough `Noise` for one row, and may drop what drowns in it; a task without it tells nothing of a hospital under differential privacy,
-    and ``fit`` has to do with zeros. ``amount`` describes the label where it is no class: a number, or codes. ``remarks`` says, before training, what of the preparation somebody should look at. ``summary`` says in words what ``summarise`` tells of a hospital's patients, for the privacy statement of a run.
+    and ``fit`` has to do with zeros. ``amount`` describes the label where it is no class: a number, or codes. ``united`` makes one row of all rows of a patient, by whose they are, for sums that count patients. ``remarks`` says, before training, what of the preparation somebody should look at. ``summary`` says in words what ``summarise`` tells of a hospital's patients, for the privacy statement of a run.
     ``learner`` fits the model by sums over patients instead of by gradients at each hospital.
     """
 
@@ -85,6 +85,7 @@ class Task:
     xla: bool = False
     noised: Callable[[Statistics, Noise], Statistics] | None = None
     remarks: Callable[[Preparation], list[str]] | None = None
+    united: Callable[[Records, Array], Records] | None = None
     amount: Column | None = None
     summary: str = "count, sum and sum of squares of every feature"
     learner: Learner | None = None

@@ -8,7 +8,7 @@ import pytest
 
 from client.hospital import Hospital
 from client.worker import Worker
-from common import flower, network, ranking
+from common import flower, messages, network, ranking
 from common.config import Choice
 from common.errors import ConfigError
 from common.privacy.noise import Noise, Source
@@ -179,3 +179,21 @@ def test_a_new_patient_is_known_by_his_features_alone():
 def test_a_rule_of_another_form_is_refused_by_its_line(name, line):
     with pytest.raises(ConfigError, match=r"task.contraindications: line 2: expected CONDITION > TREATMENT"):
         task_named(name, contraindications=f"{RULE}\n{line}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_patient_of_many_rows_counts_once(name):
+    """A stay has a row for every moment of treatment; each repeats what was charted before, so that three of them hold a rare code three times."""
+    config, records = read_run({"task": {"name": name, "minimum_records": 3}}), records_of(name, 30)
+    known = records[COLUMN[name][0]]
+    known[:3] = [f"{cell}\ndiagnosis rarer than rare" for cell in known[:3]]
+
+    def told(patients):
+        hospital = Hospital("h", records, records, records, np.array(patients))
+        request = messages.Request(messages.run_text(config))
+        reply = Worker().answer(messages.STATISTICS, hospital, request, {})
+        return reply.statistics["task/records"][0, bucket("diagnosis rarer than rare")]
+
+    assert told(range(30)) == 3
+    assert told([0, 0, 0, *range(1, 28)]) == 0
+    assert told([0, 0, *range(1, 29)]) == 0
