@@ -34,7 +34,7 @@ def main() -> None:
     name = parser.parse_args().task
     scenario = scenarios.read(scenarios.find(name), {})
     task, hospitals = task_of(scenario.run.task), populate(scenario).hospitals
-    preparation = task.fit(total([task.summarise(hospital.train) for hospital in hospitals]))
+    preparation = task.fit(total([task.sums_of(hospital.train, hospital.patients) for hospital in hospitals]))
     train, test = (
         _pooled([task.encode(getattr(hospital, part), preparation) for hospital in hospitals])
         for part in ("train", "test")

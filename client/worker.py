@@ -91,9 +91,7 @@ class Worker:
             share, rest = divmod(rows_of(hospital.train), len(task.classes))
             counts["train"] = (share + (np.arange(len(task.classes)) < rest)).astype(np.float64)
         else:
-            whose = hospital.patients
-            rows = hospital.train if task.united is None or whose is None else task.united(hospital.train, whose)
-            summed = task.summarise(rows)
+            summed = task.sums_of(hospital.train, hospital.patients)
         statistics = prefixed("task", summed) | prefixed("count", counts)
         return Reply(statistics=statistics, num_examples=rows_of(hospital.train), texts={"hospital": hospital.name})
 

@@ -90,6 +90,12 @@ class Task:
     summary: str = "count, sum and sum of squares of every feature"
     learner: Learner | None = None
 
+    def sums_of(self, records: Records, patients: Array | None) -> Statistics:
+        """Return what `summarise` gives of a hospital's rows, those of one patient united where the task wants that and ``patients`` ``(n,)`` says whose they are."""
+        if self.united is None or patients is None:
+            return self.summarise(records)
+        return self.summarise(self.united(records, patients))
+
     def prefixes(self, parts: tuple[str, ...]) -> tuple[str, ...]:
         """Return the path prefixes of the variables in the parts named."""
         return tuple(prefix for part in dict.fromkeys(parts) for prefix in self.parts.get(part, ()))
